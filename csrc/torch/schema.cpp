@@ -1,0 +1,67 @@
+// Every op's signature, once. Backends implement them (cpu.cpp, later cuda.cpp); fake kernels, autograd
+// and autocast rules are Python (python/moe_ext/ops). Shapes: T tokens, H hidden_size, I intermediate_size,
+// E num_experts, K top_k, R = T*K rows, N and C the output and input width of a plain grouped GEMM.
+//
+// G below is I*2 for gated activations and I for ungated ones. "rows" tensors hold R rows sorted by
+// (expert, token, k); rows at and past expert_offsets[E] belong to no expert: they are zero where written
+// and are never read.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(moe_ext, m) {
+  // router_logits [T,E] float; bias [E] float32, for selection only; score: softmax|sigmoid|sqrtsoftplus|none;
+  // group_fill: -inf|0.  -> topk_weights [T,K] (float32; float64 for float64 logits), topk_ids [T,K] int32.
+  m.def(
+      "route(Tensor router_logits, int top_k, str score, bool softmax_after, Tensor? bias, int num_groups, "
+      "int topk_groups, int group_top, str group_fill, bool renormalize, float eps, float scale) -> (Tensor, Tensor)");
+  // grad_weights [T,K] as topk_weights -> grad_logits [T,E] in the dtype of router_logits.
+  m.def(
+      "route_backward(Tensor grad_weights, Tensor router_logits, Tensor topk_ids, str score, bool softmax_after, "
+      "bool renormalize, float eps, float scale) -> Tensor");
+
+  // topk_ids [T,K] int32 or int64 -> expert_offsets [E+1], row_to_slot [R], slot_to_row [T,K], all int32.
+  m.def("permute(Tensor topk_ids, int num_experts) -> (Tensor, Tensor, Tensor)");
+  // x [T,H] -> rows [R,H]: rows[r] = x[row_to_slot[r] / top_k].
+  m.def("gather_rows(Tensor x, Tensor row_to_slot, Tensor expert_offsets, int top_k) -> Tensor");
+  // grad_rows [R,H], slot_to_row [T,K] -> grad_x [T,H]: sum over k in float32, rounded once.
+  m.def("gather_rows_backward(Tensor grad_rows, Tensor slot_to_row) -> Tensor");
+
+  // rows [R,C] (or, with gather [R] int32 row numbers, any [*,C]), weight [E,N,C] (transposed: [E,C,N]),
+  // bias [E,N] -> [R,N]. Any strides. The input gradient is this op with `transposed` flipped.
+  m.def(
+      "grouped_gemm(Tensor rows, Tensor weight, Tensor expert_offsets, Tensor? bias, Tensor? gather, "
+      "bool transposed) -> Tensor");
+  // Weight gradient, grad_out [R,N] -> [E,N,C] (transposed: [E,C,N]) in the dtype of rows; exact zeros for
+  // experts without rows.
+  m.def(
+      "grouped_gemm_wgrad(Tensor rows, Tensor grad_out, Tensor expert_offsets, Tensor? gather, bool transposed) "
+      "-> Tensor");
+  // The same, added into an existing float32 gradient.
+  m.def(
+      "grouped_gemm_wgrad_(Tensor rows, Tensor grad_out, Tensor expert_offsets, Tensor? gather, bool transposed, "
+      "Tensor(a!) accumulator) -> ()");
+  // rows [R,N] -> [E,N]: the sum of each expert's rows in float32, rounded once (a bias gradient).
+  m.def("segment_sum(Tensor rows, Tensor expert_offsets) -> Tensor");
+
+  // rows [R,H], topk_weights [T,K], slot_to_row [T,K] -> y [T,H]: float32 sum over k = 0..K-1, rounded once.
+  m.def("combine(Tensor rows, Tensor topk_weights, Tensor slot_to_row) -> Tensor");
+  // grad_y [T,H] -> grad_rows [R,H], grad_topk_weights [T,K].
+  m.def(
+      "combine_backward(Tensor grad_y, Tensor rows, Tensor topk_weights, Tensor slot_to_row) -> (Tensor, Tensor)");
+
+  // The whole way of the data. activation: swiglu|geglu|geglu_tanh|reglu|clamped_swiglu (gated),
+  // silu|gelu|gelu_tanh|relu|relu2 (ungated); alpha and limit serve clamped_swiglu; apply_weights: output|input;
+  // save: preact|none. -> y [T,H], preact [R,G] ([0] with save=none), expert_offsets, row_to_slot, slot_to_row.
+  m.def(
+      "fused_experts(Tensor x, Tensor w_gate_up, Tensor w_down, Tensor topk_weights, Tensor topk_ids, "
+      "Tensor? b_gate_up, Tensor? b_down, str activation, float alpha, float limit, bool interleaved, "
+      "bool transposed, str apply_weights, str save, int? workspace_limit, bool deterministic) "
+      "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  // -> grad_x, grad_w_gate_up, grad_w_down, grad_topk_weights, grad_b_gate_up, grad_b_down; what is not asked
+  // for comes back as an empty [0] tensor. grad_b_* are asked for by weight_grads where the bias exists.
+  m.def(
+      "fused_experts_backward(Tensor grad_y, Tensor x, Tensor w_gate_up, Tensor w_down, Tensor topk_weights, "
+      "Tensor? b_gate_up, Tensor? b_down, Tensor preact, Tensor expert_offsets, Tensor row_to_slot, "
+      "Tensor slot_to_row, str activation, float alpha, float limit, bool interleaved, bool transposed, "
+      "str apply_weights, int? workspace_limit, bool deterministic, bool x_grad, bool weight_grads, "
+      "bool routing_grad) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+}
