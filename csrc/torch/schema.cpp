@@ -9,14 +9,15 @@
 
 STABLE_TORCH_LIBRARY(moe_ext, m) {
   // router_logits [T,E] float; bias [E] float32, for selection only; score: softmax|sigmoid|sqrtsoftplus|none;
-  // group_fill: -inf|0.  -> topk_weights [T,K] (float32; float64 for float64 logits), topk_ids [T,K] int32.
+  // group_fill: -inf|0; nonfinite: propagate|sanitize|error.  -> topk_weights [T,K] (float32; float64 for float64 logits), topk_ids [T,K] int32.
   m.def(
       "route(Tensor router_logits, int top_k, str score, bool softmax_after, Tensor? bias, int num_groups, "
-      "int topk_groups, int group_top, str group_fill, bool renormalize, float eps, float scale) -> (Tensor, Tensor)");
+      "int topk_groups, int group_top, str group_fill, bool renormalize, float eps, float scale, str nonfinite) "
+      "-> (Tensor, Tensor)");
   // grad_weights [T,K] as topk_weights -> grad_logits [T,E] in the dtype of router_logits.
   m.def(
       "route_backward(Tensor grad_weights, Tensor router_logits, Tensor topk_ids, str score, bool softmax_after, "
-      "bool renormalize, float eps, float scale) -> Tensor");
+      "bool renormalize, float eps, float scale, str nonfinite) -> Tensor");
 
   // topk_ids [T,K] int32 or int64 -> expert_offsets [E+1], row_to_slot [R], slot_to_row [T,K], all int32.
   m.def("permute(Tensor topk_ids, int num_experts) -> (Tensor, Tensor, Tensor)");
