@@ -1,0 +1,38 @@
+# Every CPU instruction set variant is compiled with flags of its own; csrc/cpu/isa.cpp picks one at run time.
+# Nothing outside csrc/cpu/<isa>/ may be compiled with these flags: one shared inline function would be enough to
+# run an instruction that the machine does not have.
+include(CheckCXXCompilerFlag)
+
+set(MOE_ISA_COMMON_FLAGS -O3 -fno-math-errno -fno-trapping-math -ffp-contract=off -fno-exceptions -fno-rtti
+    -fno-threadsafe-statics -fvisibility=hidden)
+set(MOE_ISA_FLAGS_portable "")
+set(MOE_ISA_FLAGS_avx2 -mavx2 -mfma -mf16c)
+set(MOE_ISA_FLAGS_avx512 ${MOE_ISA_FLAGS_avx2} -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512)
+set(MOE_ISA_FLAGS_avx512bf16 ${MOE_ISA_FLAGS_avx512} -mavx512bf16)
+set(MOE_ISA_FLAGS_amx ${MOE_ISA_FLAGS_avx512bf16} -mamx-tile -mamx-bf16)
+
+add_library(moe_cpu_isas OBJECT)
+target_include_directories(moe_cpu_isas PRIVATE csrc csrc/include)
+target_compile_options(moe_cpu_isas PRIVATE -Wall -Wextra ${MOE_ISA_COMMON_FLAGS})
+set(MOE_ISA_DEFINITIONS "")
+foreach(isa portable avx2 avx512 avx512bf16 amx)
+  set(compiled TRUE)
+  if(MOE_ISA_FLAGS_${isa})
+    if(NOT CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
+      set(compiled FALSE)
+    else()
+      string(REPLACE ";" " " flags "${MOE_ISA_FLAGS_${isa}}")
+      check_cxx_compiler_flag("${flags}" MOE_COMPILER_KNOWS_${isa})
+      set(compiled ${MOE_COMPILER_KNOWS_${isa}})
+    endif()
+  endif()
+  string(TOUPPER ${isa} upper)
+  if(compiled)
+    target_sources(moe_cpu_isas PRIVATE csrc/cpu/${isa}/kernels.cpp)
+    set_source_files_properties(csrc/cpu/${isa}/kernels.cpp PROPERTIES COMPILE_OPTIONS "${MOE_ISA_FLAGS_${isa}}")
+    list(APPEND MOE_ISA_DEFINITIONS MOE_ISA_${upper}=1)
+  else()
+    message(STATUS "moe_ext: ${isa} kernels left out, the compiler does not know ${MOE_ISA_FLAGS_${isa}}")
+    list(APPEND MOE_ISA_DEFINITIONS MOE_ISA_${upper}=0)
+  endif()
+endforeach()

@@ -1,0 +1,30 @@
+// The one place that decides which instruction set the CPU kernels use.
+//
+// The wheel carries every variant; the best one that the processor, the operating system and the compiler allow is
+// picked once, at the first call. MOE_EXT_CPU_ISA=portable|avx2|avx512|avx512bf16|amx pins one.
+#pragma once
+
+#include "cpu/kernel_table.h"
+
+namespace moe::cpu {
+
+enum class Isa : int { kPortable, kAvx2, kAvx512, kAvx512Bf16, kAmx };
+inline constexpr int kNumIsas = 5;
+
+const char* isa_name(Isa isa);
+// Null for a name that is no ISA's.
+const Isa* isa_from_name(const char* name);
+
+bool isa_compiled(Isa isa);
+// Compiled in, and this machine may run it.
+bool isa_available(Isa isa);
+
+Isa current_isa();
+// False, and nothing changes, when the ISA is not available.
+bool set_current_isa(Isa isa);
+// Why MOE_EXT_CPU_ISA could not be followed, or null.
+const char* isa_environment_error();
+
+const KernelTable& kernels();
+
+}  // namespace moe::cpu

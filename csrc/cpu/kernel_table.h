@@ -1,0 +1,31 @@
+// What an ISA provides: one table of functions, filled in csrc/cpu/<isa>/kernels.cpp. Each works on a range of tokens,
+// experts or on one block, on the calling thread; csrc/cpu/<op>/ cuts the work and calls them in parallel.
+#pragma once
+
+#include "cpu/gemm.h"
+#include "moe/combine.h"
+#include "moe/permute.h"
+#include "moe/route.h"
+
+namespace moe::cpu {
+
+struct KernelTable {
+  // Tokens [begin, end). Returns the first bad token with NonFinite::kError, else -1.
+  int64_t (*route_forward)(const RouteParams&, int64_t begin, int64_t end);
+  void (*route_backward)(const RouteBackwardParams&, int64_t begin, int64_t end);
+  // Tokens [begin, end).
+  void (*combine_forward)(const CombineParams&, int64_t begin, int64_t end);
+  void (*combine_backward)(const CombineBackwardParams&, int64_t begin, int64_t end);
+  // Experts [begin, end).
+  void (*segment_sum)(const SegmentSumParams&, int64_t begin, int64_t end);
+  // One block of a matrix product, indexed by DType.
+  GemmKernel gemm[4];
+};
+
+const KernelTable& portable_kernels();
+const KernelTable& avx2_kernels();
+const KernelTable& avx512_kernels();
+const KernelTable& avx512bf16_kernels();
+const KernelTable& amx_kernels();
+
+}  // namespace moe::cpu
