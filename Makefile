@@ -1,0 +1,77 @@
+# One word per task; `make help` lists them. Every target makes or reuses .venv, and rebuilds only what changed.
+#
+#   PYTHON           the Python that .venv is made from (3.10 or newer; default python3)
+#   TORCH_INDEX_URL  where torch comes from, for example PyTorch's index of CPU builds, which are much smaller
+#   PYTEST_ARGS, DEMO_ARGS, BENCH_ARGS   passed on
+# Build variables (MOE_EXT_CUDA, MAX_JOBS, CC, ...) are those of setup.py.
+
+PYTHON ?= python3
+TORCH_INDEX_URL ?=
+PYTEST_ARGS ?=
+DEMO_ARGS ?=
+BENCH_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input --quiet --progress-bar off
+REQUIREMENTS := requirements/dev.txt
+INSTALLED := $(VENV)/.installed
+BUILT := $(VENV)/.built
+# Folders count too: their time changes when a file is added or removed.
+BUILD_INPUTS := $(shell find csrc cmake -not -name '.*') CMakeLists.txt setup.py pyproject.toml
+CXX_FILES = $(shell git ls-files --cached --others --exclude-standard -- 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh')
+
+# No compiler, cache or model download reads the network once the requirements are there.
+export HF_HUB_OFFLINE := 1
+
+.PHONY: help demo test bench format lint wheel clean distclean
+.DELETE_ON_ERROR:
+
+help:  ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+demo: $(BUILT)  ## train and compare a small model; pictures go to demo_output/
+	$(BIN)/python -m examples.demo $(DEMO_ARGS)
+
+test: $(BUILT)  ## all tests
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+bench: $(BUILT)  ## checked benchmarks of every operation; results go to bench/results/
+	$(BIN)/python -m bench $(or $(BENCH_ARGS),run)
+
+format: $(INSTALLED)  ## rewrite the sources in the project's format
+	$(BIN)/ruff check --fix --quiet . || true
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_FILES)
+
+lint: $(INSTALLED)  ## formats, lint and types, without changing a file
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
+	$(BIN)/mypy
+
+wheel: $(INSTALLED)  ## dist/*.whl and dist/*.tar.gz
+	rm -rf build/lib.* build/bdist.* dist
+	$(BIN)/python -c "from setuptools import build_meta as b; print(b.build_sdist('dist')); print(b.build_wheel('dist'))"
+
+clean:  ## remove what a build or run made
+	rm -rf build dist demo_output python/*.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache $(BUILT)
+	rm -f python/moe_ext/*.so python/moe_ext/_build_info.py
+	find python tests bench examples -name __pycache__ -type d -exec rm -rf {} +
+
+distclean: clean  ## clean, and remove .venv
+	rm -rf $(VENV)
+
+$(VENV)/pyvenv.cfg:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "moe_ext needs Python 3.10 or newer; set PYTHON=")'
+	$(PYTHON) -m venv $(VENV)
+
+# torch goes first: with an index of its own, and so that nothing else decides which build of it is taken.
+$(INSTALLED): $(REQUIREMENTS) | $(VENV)/pyvenv.cfg
+	$(PIP) install $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) "$$(grep '^torch==' $(REQUIREMENTS))"
+	$(PIP) install -r $(REQUIREMENTS)
+	@touch $@
+
+$(BUILT): $(INSTALLED) $(BUILD_INPUTS)
+	$(PIP) install --no-build-isolation --no-deps -e .
+	@touch $@

@@ -1,0 +1,97 @@
+"""What every test relies on: fixed seeds, one thread count, no network, and each CPU instruction set in turn.
+
+A test that takes the fixture ``cpu_isa`` runs once for each instruction set that the build has and this machine can
+execute. Those the machine lacks are named in the header and again before pytest's closing line.
+"""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_OFFLINE"] = "1"
+
+import random
+from collections.abc import Iterator
+
+import numpy
+import pytest
+import torch
+from hypothesis import settings
+
+settings.register_profile("moe_ext", deadline=None, derandomize=True, print_blob=True)
+settings.load_profile("moe_ext")
+
+torch.set_num_threads(min(2, torch.get_num_threads()))
+
+
+def _isas() -> tuple[list[str], list[str]]:
+    """The instruction sets to test, and those that were compiled but that this machine cannot execute."""
+    from moe_ext import _C
+
+    available = list(_C.cpu_isas_available())
+    return available, [isa for isa in _C.cpu_isas_compiled() if isa not in available]
+
+
+def _isa_line() -> str:
+    try:
+        available, missing = _isas()
+    except ImportError as error:
+        return f"moe_ext is not built ({error}): run `make test`, or `pip install --no-build-isolation -e .` first"
+    left_out = ", ".join(missing) or "none"
+    return f"CPU instruction sets tested: {', '.join(available)}; left out because this machine lacks them: {left_out}"
+
+
+def pytest_report_header() -> list[str]:
+    return [f"torch {torch.__version__}, {torch.get_num_threads()} threads", _isa_line()]
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    terminalreporter.write_line(_isa_line())
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "cpu_isa" in metafunc.fixturenames:
+        metafunc.parametrize("cpu_isa", _isas()[0], indirect=True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if "cuda" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="no CUDA device: torch.cuda.is_available() is False"))
+
+
+@pytest.fixture(autouse=True)
+def _fixed_seeds() -> None:
+    random.seed(0)
+    numpy.random.seed(0)  # noqa: NPY002 - libraries under test may use the global generator
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _restored_threads() -> Iterator[None]:
+    """A test may call torch.set_num_threads; the next one starts as this one did."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(params=[1, 2], ids=lambda count: f"threads{count}")
+def torch_threads(request: pytest.FixtureRequest) -> int:
+    """Runs the test with one and with two threads."""
+    count: int = request.param
+    torch.set_num_threads(count)
+    return count
+
+
+@pytest.fixture
+def cpu_isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Pins the kernels to one instruction set for the length of the test."""
+    from moe_ext import _C
+
+    isa: str = request.param
+    before = _C.cpu_isa()
+    _C.set_cpu_isa(isa)
+    yield isa
+    _C.set_cpu_isa(before)
