@@ -1,0 +1,8 @@
+"""Layers: a whole MoE feed-forward layer, and the parts it is made of."""
+
+from moe_ext.nn.experts import Experts
+from moe_ext.nn.metrics import RoutingMetrics, routing_metrics
+from moe_ext.nn.moe import MoE, MoELosses, MoEOutput
+from moe_ext.nn.shared_expert import SharedExpert
+
+__all__ = ["Experts", "MoE", "MoELosses", "MoEOutput", "RoutingMetrics", "SharedExpert", "routing_metrics"]

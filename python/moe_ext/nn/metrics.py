@@ -1,0 +1,90 @@
+"""What to watch while an MoE layer trains: is the load even, and does the router still decide anything."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from moe_ext.losses import expert_counts
+
+
+class RoutingMetrics(NamedTuple):
+    """Tensors on the device of the routing, so that reading them is the only synchronisation. No gradient."""
+
+    counts: Tensor
+    """[E] int64, slots per expert."""
+    load: Tensor
+    """[E], share of the assigned slots per expert; 1/E each when balanced."""
+    max_violation: Tensor
+    """MaxVio = (max count - mean count) / mean count, 0 when balanced (arXiv:2408.15664, eq. 4)."""
+    min_violation: Tensor
+    """(min count - mean count) / mean count, -1 when an expert is unused."""
+    load_cv: Tensor
+    """Coefficient of variation (standard deviation / mean) of the counts."""
+    load_entropy: Tensor
+    """Entropy of `load` in nats, ln E when balanced."""
+    unused_experts: Tensor
+    """int64, experts without a slot."""
+    router_entropy: Tensor
+    """Mean over tokens of the entropy of the router's probabilities, in nats: 0 when certain."""
+    mean_probability_entropy: Tensor
+    """Entropy of the mean probabilities, in nats: ln E when they are balanced."""
+    dropped_slots: Tensor
+    """Share of the T*K slots that hold a sentinel."""
+    dropped_tokens: Tensor
+    """Share of the tokens without any expert."""
+    weight_sum: Tensor
+    """Mean over tokens of the sum of the weights; nan if no weights were given."""
+
+
+@torch.no_grad()
+def routing_metrics(
+    router_logits: Tensor, topk_ids: Tensor, topk_weights: Tensor | None = None, *, score: str = "softmax"
+) -> RoutingMetrics:
+    """Measure one routing.
+
+    Args:
+        router_logits: [T, E]. topk_ids: [T, K], sentinels allowed. topk_weights: [T, K], optional.
+        score: softmax, sigmoid or sqrtsoftplus (the last two divided by their sum): how the entropies see the logits;
+            anything else counts as softmax.
+    """
+    num_tokens, num_experts = router_logits.shape
+    counts = expert_counts(topk_ids, num_experts)[0]
+    count = counts.to(torch.float64)
+    mean = count.mean().clamp(min=torch.finfo(torch.float64).tiny)
+    load = count / count.sum().clamp(min=1)
+    is_expert = (topk_ids >= 0) & (topk_ids < num_experts)
+    has_expert = is_expert.any(dim=1)
+    tokens = has_expert.sum().clamp(min=1)
+
+    # A token without an expert (padding, or logits that were not finite) says nothing about the router.
+    logits = router_logits.double().masked_fill(~has_expert[:, None], 0)
+    if score in ("sigmoid", "sqrtsoftplus"):
+        scores = logits.sigmoid() if score == "sigmoid" else F.softplus(logits).sqrt()
+        probabilities = scores / scores.sum(dim=-1, keepdim=True)
+    else:
+        probabilities = logits.softmax(dim=-1)
+    mean_probability = (probabilities * has_expert[:, None]).sum(0) / tokens
+    if topk_weights is None:
+        weight_sum = torch.full((), float("nan"), device=router_logits.device)
+    else:
+        weight_sum = topk_weights.double().masked_fill(~is_expert, 0).sum() / tokens
+    return RoutingMetrics(
+        counts=counts,
+        load=load.float(),
+        max_violation=((count.max() - mean) / mean).float(),
+        min_violation=((count.min() - mean) / mean).float(),
+        load_cv=(count.std(correction=0) / mean).float(),
+        load_entropy=_entropy(load).float(),
+        unused_experts=(counts == 0).sum(),
+        router_entropy=((_entropy(probabilities) * has_expert).sum() / tokens).float(),
+        mean_probability_entropy=_entropy(mean_probability).float(),
+        dropped_slots=(~is_expert).sum() / max(topk_ids.numel(), 1),
+        dropped_tokens=(~has_expert).sum() / max(num_tokens, 1),
+        weight_sum=weight_sum.float(),
+    )
+
+
+def _entropy(probabilities: Tensor) -> Tensor:
+    return torch.special.entr(probabilities).sum(-1)

@@ -1,0 +1,179 @@
+"""A linear router with top-k selection: the score of every MoE model in one module."""
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from moe_ext.ops import route
+from moe_ext.routing.expert_bias import UpdateMode, update_expert_bias
+
+
+class RouterOutput(NamedTuple):
+    """What a router hands to the experts, and to the losses."""
+
+    topk_weights: Tensor
+    """[T, K] float32 (float64 for float64 input)."""
+    topk_ids: Tensor
+    """[T, K] int32; -1 where no expert was chosen."""
+    router_logits: Tensor
+    """[T, E] float32 (float64 for float64 input)."""
+
+
+class TopKRouter(nn.Module):
+    """`router_logits = x W^T (+ b)` in float32, then `moe_ext.route`.
+
+    The router stays in float32 whatever surrounds it: the weight and the expert bias are float32 and refuse to be
+    cast to a narrower type (`model.to(torch.bfloat16)` leaves them alone; float64 is allowed), x is converted, and
+    autocast is switched off inside. With 256 experts, bfloat16 scores tie or swap experts (Switch Transformer,
+    arXiv:2101.03961, "selective precision"). The one thing not controlled here is TF32: on CUDA the product follows
+    PyTorch's own switch, which is off by default.
+
+    Args:
+        hidden_size, num_experts, top_k: H, E, K.
+        score, softmax_after, num_groups, topk_groups, group_top, group_fill, renormalize, eps, scale, nonfinite:
+            as in `moe_ext.route`.
+        bias: add a trained bias to the logits (GPT-OSS).
+        expert_bias: keep a float32 buffer [E] that is added to the scores for the selection only and that
+            `update_expert_bias` moves (DeepSeek-V3). A buffer: no optimizer, weight decay or gradient touches it.
+        jitter: eps of the multiplicative noise U(1 - eps, 1 + eps) on the router's copy of x while training
+            (Switch Transformer; 1e-2 there). 0 for none.
+        init_std: standard deviation of the weight's normal initialisation; None for that of `nn.Linear`,
+            U(-1/sqrt(H), 1/sqrt(H)), which is also DeepSeek's.
+        device: where to create the parameters. There is no dtype: see above.
+    """
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+    expert_bias: Tensor | None
+
+    def __init__(
+        self,
+        hidden_size: int,
+        num_experts: int,
+        top_k: int,
+        *,
+        score: Literal["softmax", "sigmoid", "sqrtsoftplus", "none"] = "softmax",
+        softmax_after: bool = False,
+        num_groups: int = 1,
+        topk_groups: int = 1,
+        group_top: int = 1,
+        group_fill: Literal["-inf", "0"] = "-inf",
+        renormalize: bool = False,
+        eps: float = 1e-20,
+        scale: float = 1.0,
+        nonfinite: Literal["propagate", "sanitize", "error"] = "propagate",
+        bias: bool = False,
+        expert_bias: bool = False,
+        jitter: float = 0.0,
+        init_std: float | None = None,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        if not 1 <= top_k <= num_experts:
+            raise ValueError(f"TopKRouter: top_k must be in 1..num_experts={num_experts}, got {top_k}")
+        self.hidden_size = hidden_size
+        self.num_experts = num_experts
+        self.top_k = top_k
+        self.score = score
+        self.softmax_after = softmax_after
+        self.num_groups = num_groups
+        self.topk_groups = topk_groups
+        self.group_top = group_top
+        self.group_fill = group_fill
+        self.renormalize = renormalize
+        self.eps = eps
+        self.scale = scale
+        self.nonfinite = nonfinite
+        self.jitter = jitter
+        self.init_std = init_std
+        float32 = {"device": device, "dtype": torch.float32}
+        self.weight = nn.Parameter(torch.empty(num_experts, hidden_size, **float32))
+        if bias:
+            self.bias = nn.Parameter(torch.empty(num_experts, **float32))
+        else:
+            self.register_parameter("bias", None)
+        self.register_buffer("expert_bias", torch.empty(num_experts, **float32) if expert_bias else None)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """(Re)initialise the weight; set the biases to zero."""
+        if self.init_std is None:
+            bound = 1 / math.sqrt(self.hidden_size)
+            nn.init.uniform_(self.weight, -bound, bound)
+        else:
+            nn.init.normal_(self.weight, std=self.init_std)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+        if self.expert_bias is not None:
+            nn.init.zeros_(self.expert_bias)
+
+    def compute_logits(self, x: Tensor) -> Tensor:
+        """[T, H] -> router_logits [T, E], float32 (float64 for float64 x), with jitter while training."""
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        with torch.autocast(device_type=x.device.type, enabled=False):
+            x = x.to(dtype)
+            if self.training and self.jitter > 0:
+                x = x * torch.empty_like(x).uniform_(1 - self.jitter, 1 + self.jitter)
+            return F.linear(x, self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype))
+
+    def forward(self, x: Tensor) -> RouterOutput:
+        """[T, H], any float dtype -> `RouterOutput`."""
+        router_logits = self.compute_logits(x)
+        with torch.autocast(device_type=x.device.type, enabled=False):
+            topk_weights, topk_ids = route(
+                router_logits,
+                self.top_k,
+                score=self.score,
+                softmax_after=self.softmax_after,
+                bias=self.expert_bias,
+                num_groups=self.num_groups,
+                topk_groups=self.topk_groups,
+                group_top=self.group_top,
+                group_fill=self.group_fill,
+                renormalize=self.renormalize,
+                eps=self.eps,
+                scale=self.scale,
+                nonfinite=self.nonfinite,
+            )
+        return RouterOutput(topk_weights, topk_ids, router_logits)
+
+    def update_expert_bias(self, counts: Tensor, rate: float = 1e-3, mode: UpdateMode = "sign") -> None:
+        """Move `expert_bias` against the load `counts` [E]; see `moe_ext.routing.update_expert_bias`."""
+        if self.expert_bias is None:
+            raise RuntimeError("TopKRouter.update_expert_bias: this router was built with expert_bias=False")
+        update_expert_bias(self.expert_bias, counts, rate, mode)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "TopKRouter":
+        # Module.to, .half, .bfloat16, .cuda ... all end here. Let them move the router, never narrow it.
+        def never_below_float32(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            if moved.is_floating_point() and moved.dtype not in (torch.float32, torch.float64):
+                # From the original, not from `moved`: that one has lost its low bits.
+                return tensor.to(device=moved.device, dtype=torch.float32)
+            return moved
+
+        return super()._apply(never_below_float32, recurse)
+
+    def extra_repr(self) -> str:
+        parts = [f"hidden_size={self.hidden_size}, num_experts={self.num_experts}, top_k={self.top_k}"]
+        defaults: dict[str, Any] = {
+            "score": "softmax",
+            "softmax_after": False,
+            "num_groups": 1,
+            "topk_groups": 1,
+            "group_top": 1,
+            "group_fill": "-inf",
+            "renormalize": False,
+            "scale": 1.0,
+            "nonfinite": "propagate",
+            "jitter": 0.0,
+        }
+        parts += [
+            f"{name}={getattr(self, name)!r}" for name, default in defaults.items() if getattr(self, name) != default
+        ]
+        parts += [f"{name}=True" for name in ("bias", "expert_bias") if getattr(self, name) is not None]
+        return ", ".join(parts)
