@@ -13,7 +13,7 @@ BENCH_ARGS ?=
 
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check --no-input --quiet --progress-bar off
+PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --no-input --quiet --progress-bar off
 REQUIREMENTS := requirements/dev.txt
 INSTALLED := $(VENV)/.installed
 BUILT := $(VENV)/.built
@@ -68,10 +68,10 @@ $(VENV)/pyvenv.cfg:
 
 # torch goes first: with an index of its own, and so that nothing else decides which build of it is taken.
 $(INSTALLED): $(REQUIREMENTS) | $(VENV)/pyvenv.cfg
-	$(PIP) install $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) "$$(grep '^torch==' $(REQUIREMENTS))"
-	$(PIP) install -r $(REQUIREMENTS)
+	$(PIP_INSTALL) $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL) )"$$(grep '^torch==' $(REQUIREMENTS))"
+	$(PIP_INSTALL) -r $(REQUIREMENTS)
 	@touch $@
 
 $(BUILT): $(INSTALLED) $(BUILD_INPUTS)
-	$(PIP) install --no-build-isolation --no-deps -e .
+	$(PIP_INSTALL) --no-build-isolation --no-deps -e .
 	@touch $@

@@ -32,16 +32,23 @@ import sysconfig
 from pathlib import Path
 from typing import NoReturn
 
+import setuptools
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
 DEFAULT_CUDA_ARCHS = "8.0;8.6;8.9;9.0a;10.0;12.0+PTX"
-HOW_TO_INSTALL = "pip install --no-build-isolation . needs torch, cmake, ninja and pybind11 installed beforehand."
+HOW_TO_INSTALL = "pip install --no-build-isolation . needs setuptools, torch, cmake, ninja and pybind11 beforehand."
 
 
 def fail(message: str) -> NoReturn:
     raise SystemExit(f"moe_ext: {message}")
+
+
+def require_setuptools(minimum: int = 77) -> None:
+    """Older releases reject pyproject.toml's licence line with a page of schema text."""
+    if int(setuptools.__version__.split(".")[0]) < minimum:
+        fail(f"setuptools {minimum} or newer is needed, found {setuptools.__version__}: pip install -U setuptools")
 
 
 def require_tool(name: str) -> str:
@@ -186,4 +193,5 @@ def write_build_info(path: Path, torch_version: str, build_dir: Path) -> None:
     path.write_text("\n".join(lines) + "\n")
 
 
+require_setuptools()
 setup(ext_modules=[CMakeExtension("moe_ext._C")], cmdclass={"build_ext": CMakeBuild})
