@@ -1,0 +1,16 @@
+"""The compiled extension. Importing it registers ``torch.ops.moe_ext.*``; its own functions handle no tensors."""
+
+def build_info() -> dict[str, str]:
+    """How the extension was built: the torch version under "torch", compiler, flags."""
+
+def cpu_isas_compiled() -> list[str]:
+    """Instruction sets with kernels in this build, weakest first: "portable", "avx2", "avx512", "avx512bf16", "amx"."""
+
+def cpu_isas_available() -> list[str]:
+    """Those of them that this machine can run."""
+
+def cpu_isa() -> str:
+    """The one in use."""
+
+def set_cpu_isa(name: str) -> None:
+    """Uses another one of :func:`cpu_isas_available` from now on, in all threads."""

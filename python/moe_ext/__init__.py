@@ -1,0 +1,49 @@
+"""Mixture-of-Experts operators for PyTorch: route, permute, grouped_gemm, combine.
+
+The functions below are the public ops; ``torch.ops.moe_ext.*`` are the raw ones underneath. Importing this package
+loads the extension and registers shapes, derivatives and autocast rules, so that everything works in eager mode, under
+``torch.compile`` and in ``torch.export``. Layers, routers and losses are in :mod:`moe_ext.nn`, :mod:`moe_ext.routing`
+and :mod:`moe_ext.losses`; the same operators in plain PyTorch are in :mod:`moe_ext.reference`.
+"""
+
+from importlib import metadata as _metadata
+
+from . import _versions
+
+_versions.check_before_loading()
+try:
+    # Loading it is what registers torch.ops.moe_ext.*
+    from . import _C
+except ImportError as _error:
+    raise ImportError(_versions.explain_failed_load(_error)) from _error
+_versions.check_after_loading(_C.build_info())
+
+# Before anything else of the package: an op that is traced without its derivative keeps lacking it.
+from .ops import (  # noqa: E402
+    Permutation,
+    Routing,
+    combine,
+    fused_experts,
+    gather_rows,
+    grouped_gemm,
+    permute,
+    route,
+)
+
+try:
+    __version__ = _metadata.version("moe_ext")
+except _metadata.PackageNotFoundError:
+    # Run from a source tree that was never installed.
+    __version__ = "0.0.0+source"
+
+__all__ = [
+    "Permutation",
+    "Routing",
+    "__version__",
+    "combine",
+    "fused_experts",
+    "gather_rows",
+    "grouped_gemm",
+    "permute",
+    "route",
+]

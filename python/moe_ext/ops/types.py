@@ -1,0 +1,38 @@
+"""What the routing ops return."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Routing(NamedTuple):
+    """Which experts a token goes to, and how much each of them counts.
+
+    Attributes:
+        topk_weights: ``[num_tokens, top_k]`` float32 (float64 for float64 logits), in the order of ``topk_ids``.
+        topk_ids: ``[num_tokens, top_k]`` int32, best expert first. -1 means "no expert" (a sentinel).
+    """
+
+    topk_weights: Tensor
+    topk_ids: Tensor
+
+
+class Permutation(NamedTuple):
+    """The order of the rows when they are sorted by (expert, token, k), and the way there and back.
+
+    Slot ``t * top_k + k`` is the k-th choice of token t. There are R = num_tokens * top_k rows; those at and past
+    ``expert_offsets[num_experts]`` belong to no expert.
+
+    Attributes:
+        expert_offsets: ``[num_experts + 1]`` int32: the rows of expert e are
+            ``expert_offsets[e]:expert_offsets[e + 1]``. ``expert_offsets[1:]`` is what
+            ``torch.nn.functional.grouped_mm`` calls ``offs``.
+        row_to_slot: ``[R]`` int32: sorted row to slot, -1 for rows of no expert.
+        slot_to_row: ``[num_tokens, top_k]`` int32: the inverse, -1 for slots whose id is a sentinel.
+    """
+
+    expert_offsets: Tensor
+    row_to_slot: Tensor
+    slot_to_row: Tensor
