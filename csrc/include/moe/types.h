@@ -12,6 +12,6 @@ constexpr int64_t size_of(DType dtype) {
 }
 
 // What a launcher reports. Launchers never throw; csrc/torch turns a failure into an exception.
-enum class Status : int32_t { kOk, kUnsupported, kInvalidArgument };
+enum class Status : int32_t { kOk, kUnsupported, kInvalidArgument, kOutOfMemory };
 
 }  // namespace moe

@@ -1,0 +1,19 @@
+// AVX-512 with dot products of bfloat16 pairs.
+#define MOE_ISA avx512bf16
+#include "cpu/avx512bf16/vector.h"
+#include "cpu/portable/vector.h"
+#include "cpu/vectorized/engines.h"
+#include "cpu/vectorized/table.h"
+
+namespace moe::cpu {
+
+const KernelTable& avx512bf16_kernels() {
+  using namespace avx512bf16;
+  using Float = FloatEngine<Avx512Vector, 8, 3, 48>;
+  using Bf16 = PairEngine<Bf16PairVector, 8, 3>;
+  using Double = FloatEngine<NativeVector<double>, 2, 4, 16>;
+  static constexpr KernelTable table = kernel_table<Float, Bf16, Double>();
+  return table;
+}
+
+}  // namespace moe::cpu

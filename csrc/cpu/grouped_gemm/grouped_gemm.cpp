@@ -1,0 +1,170 @@
+// Cuts a product over all experts into jobs, each a block of one expert's rows times a block of its columns, and lets
+// threads take them one by one. A skewed routing then keeps every thread busy, and which thread runs a job does not
+// change its result.
+#include "cpu/grouped_gemm/grouped_gemm.h"
+
+#include <algorithm>
+#include <atomic>
+#include <vector>
+
+#include "cpu/isa.h"
+#include "cpu/scratch.h"
+
+namespace moe::cpu {
+namespace {
+
+struct JobRange {
+  int64_t expert, row0, rows, col0, columns;
+};
+
+// A packed block of rows stays within this many elements, unless k alone is longer.
+constexpr int64_t kPackedElements = int64_t{4} << 20;
+constexpr int64_t kRowStep = 48;
+// Enough jobs that the last ones to finish do not leave threads waiting long.
+constexpr int64_t kJobsPerThread = 6;
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+int64_t row_chunk(const GemmKernel& kernel, int64_t m, int64_t k) {
+  int64_t chunk = kernel.m_chunk;
+  if (k > 0) chunk = std::clamp(kPackedElements / k / kRowStep * kRowStep, kRowStep, chunk);
+  // Equal chunks rather than a short last one: the weight is read once per chunk.
+  const int64_t chunks = ceil_div(m, chunk);
+  return std::min(chunk, ceil_div(ceil_div(m, chunks), 16) * 16);
+}
+
+const char* element(const void* data, int64_t index, DType dtype) {
+  return static_cast<const char*>(data) + index * size_of(dtype);
+}
+
+}  // namespace
+
+Status run_grouped(const GroupedProduct& product, const Parallel& parallel) {
+  const GemmKernel& kernel = kernels().gemm[static_cast<int>(product.dtype)];
+  std::vector<GemmJob> experts(product.num_experts);
+  int64_t row_blocks = 0, work = 0;
+  for (int64_t e = 0; e < product.num_experts; ++e) {
+    GemmJob& job = experts[e] = product.describe(e);
+    if (job.m <= 0 || job.n <= 0) continue;
+    row_blocks += ceil_div(job.m, row_chunk(kernel, job.m, job.k));
+    work += job.m * job.n;
+  }
+  if (work == 0) return Status::kOk;
+
+  // Columns are only cut when whole row blocks would be too few: each cut packs the rows again.
+  const int64_t wanted = parallel.num_threads > 1 ? kJobsPerThread * parallel.num_threads : 1;
+  std::vector<JobRange> jobs;
+  for (int64_t e = 0; e < product.num_experts; ++e) {
+    const GemmJob& job = experts[e];
+    if (job.m <= 0 || job.n <= 0) continue;
+    const int64_t rows = row_chunk(kernel, job.m, job.k);
+    const int64_t cuts = std::max<int64_t>(1, std::min(ceil_div(wanted, row_blocks), job.n / 128));
+    const int64_t columns = ceil_div(ceil_div(job.n, cuts), kernel.column_block) * kernel.column_block;
+    for (int64_t i = 0; i < job.m; i += rows) {
+      for (int64_t j = 0; j < job.n; j += columns) {
+        jobs.push_back({e, i, std::min(rows, job.m - i), j, std::min(columns, job.n - j)});
+      }
+    }
+  }
+
+  std::atomic<int64_t> next = 0;
+  std::atomic<bool> out_of_memory = false;
+  const int64_t workers = std::min<int64_t>(parallel.num_threads, jobs.size());
+  parallel.for_each(workers, [&](int64_t) {
+    for (int64_t at = next++; at < static_cast<int64_t>(jobs.size()); at = next++) {
+      const JobRange& range = jobs[at];
+      GemmJob job = experts[range.expert];
+      const GemmOperand whole_a = job.a;
+      if (job.a.index && !job.a.index_along_k) {
+        job.a.index += range.row0;
+      } else {
+        job.a.data = element(whole_a.data, range.row0 * whole_a.outer_stride, product.dtype);
+      }
+      job.b.data = element(job.b.data, range.col0 * job.b.outer_stride, product.dtype);
+      job.row0 += range.row0;
+      job.col0 += range.col0;
+      job.m = range.rows;
+      job.n = range.columns;
+      void* scratch = thread_scratch(kernel.scratch_bytes(job.m, job.n, job.k));
+      if (!scratch) {
+        out_of_memory = true;
+        return;
+      }
+      kernel.run(job, scratch);
+    }
+  });
+  return out_of_memory ? Status::kOutOfMemory : Status::kOk;
+}
+
+Status grouped_gemm(const GroupedGemmParams& p, const Parallel& parallel) {
+  EpilogueParams shared;
+  shared.out = p.out;
+  shared.out_row_stride = p.out_stride;
+  shared.bias_stride = p.bias_stride;
+  std::vector<EpilogueParams> epilogues(p.num_experts, shared);
+  const auto describe = [&](int64_t e) {
+    const int64_t begin = p.expert_offsets[e];
+    if (p.bias) epilogues[e].bias = element(p.bias, e * p.bias_expert_stride, p.dtype);
+    GemmJob job{};
+    job.a = {.data = p.rows, .outer_stride = p.rows_stride, .k_stride = p.rows_k_stride};
+    if (p.gather) {
+      job.a.index = p.gather + begin;
+      job.a.index_divisor = p.gather_divisor;
+    } else {
+      job.a.data = element(p.rows, begin * p.rows_stride, p.dtype);
+    }
+    job.b = {.data = element(p.weight.data, e * p.weight.expert_stride, p.dtype),
+             .outer_stride = p.weight.n_stride,
+             .k_stride = p.weight.k_stride};
+    job.m = p.expert_offsets[e + 1] - begin;
+    job.n = p.n;
+    job.k = p.k;
+    job.epilogue = Epilogue::kStore;
+    job.params = &epilogues[e];
+    job.row0 = begin;
+    return job;
+  };
+  return run_grouped({p.dtype, p.num_experts, describe}, parallel);
+}
+
+Status grouped_gemm_wgrad(const GroupedGemmWgradParams& p, const Parallel& parallel) {
+  const int64_t out_size = p.accumulate ? (p.dtype == DType::kFloat64 ? 8 : 4) : size_of(p.dtype);
+  // The product is computed along the contiguous columns of out: [n, k], or [k, n] for a transposed weight.
+  const bool transposed = p.out_k_stride != 1 && p.out_n_stride == 1;
+  std::vector<EpilogueParams> epilogues(p.num_experts);
+  const auto describe = [&](int64_t e) {
+    const int64_t begin = p.expert_offsets[e];
+    const auto operand = [&](const void* data, int64_t row_stride, int64_t column_stride, const int32_t* gather,
+                             int64_t divisor) {
+      GemmOperand result{.data = data, .outer_stride = column_stride, .k_stride = row_stride};
+      if (gather) {
+        result.index = gather + begin;
+        result.index_divisor = divisor;
+        result.index_along_k = true;
+      } else {
+        result.data = element(data, begin * row_stride, p.dtype);
+      }
+      return result;
+    };
+    const GemmOperand grad_out =
+        operand(p.grad_out, p.grad_out_stride, p.grad_out_n_stride, p.grad_out_gather, p.gather_divisor);
+    const GemmOperand rows = operand(p.rows, p.rows_stride, p.rows_k_stride, p.gather, p.gather_divisor);
+    EpilogueParams& epilogue = epilogues[e];
+    epilogue.out = static_cast<char*>(p.out) + e * p.out_expert_stride * out_size;
+    epilogue.out_row_stride = transposed ? p.out_k_stride : p.out_n_stride;
+    epilogue.out_col_stride = transposed ? p.out_n_stride : p.out_k_stride;
+    GemmJob job{};
+    job.a = transposed ? rows : grad_out;
+    job.b = transposed ? grad_out : rows;
+    job.m = transposed ? p.k : p.n;
+    job.n = transposed ? p.n : p.k;
+    job.k = p.expert_offsets[e + 1] - begin;
+    job.epilogue = p.accumulate ? Epilogue::kAccumulate : Epilogue::kStore;
+    job.params = &epilogue;
+    if (p.accumulate && job.k == 0) job.m = 0;
+    return job;
+  };
+  return run_grouped({p.dtype, p.num_experts, describe}, parallel);
+}
+
+}  // namespace moe::cpu

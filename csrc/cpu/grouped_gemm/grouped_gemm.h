@@ -1,0 +1,23 @@
+#pragma once
+
+#include <functional>
+
+#include "cpu/gemm.h"
+#include "cpu/parallel.h"
+#include "moe/grouped_gemm.h"
+
+namespace moe::cpu {
+
+Status grouped_gemm(const GroupedGemmParams& params, const Parallel& parallel);
+Status grouped_gemm_wgrad(const GroupedGemmWgradParams& params, const Parallel& parallel);
+
+// A product over all experts, to be cut into jobs. describe(expert) gives the operands and the epilogue of one expert
+// as a job that covers all its rows and columns; jobs that share one expert get their own rows and columns of it.
+struct GroupedProduct {
+  DType dtype;
+  int64_t num_experts;
+  std::function<GemmJob(int64_t expert)> describe;
+};
+Status run_grouped(const GroupedProduct& product, const Parallel& parallel);
+
+}  // namespace moe::cpu

@@ -1,0 +1,184 @@
+// Two of the engines that GemmDriver drives, written over a small vector type that each ISA supplies:
+//   FloatEngine   one number at a time: float32 (bfloat16 and float16 are widened while packing) and float64
+//   PairEngine    pairs of bfloat16 per float32 lane
+// Vector types give: Lane, Acc, kWidth, zero(), load(), store(), broadcast(), multiply_add().
+#pragma once
+
+#include "cpu/vectorized/gemm_driver.h"
+
+namespace moe::cpu::MOE_ISA {
+
+// D[kRows, kVectors * kWidth] (+)= P[kRows, k] * Q[k, ...]. p points at row 0; rows are p_row lanes apart and steps of
+// k are p_step lanes apart.
+template <class Vector, int kRows, int kVectors, bool kKMajor>
+static inline void multiply_panels(const typename Vector::Lane* p, int64_t ldp, const typename Vector::Lane* q,
+                                   int64_t k, typename Vector::Acc* d, int64_t ldd, bool accumulate) {
+  constexpr int kWidth = Vector::kWidth;
+  Vector sums[kRows][kVectors];
+#pragma GCC unroll 16
+  for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) sums[i][v] = accumulate ? Vector::load_sum(d + i * ldd + v * kWidth) : Vector();
+  }
+  for (int64_t kk = 0; kk < k; ++kk) {
+    Vector columns[kVectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) columns[v] = Vector::load(q + kk * kVectors * kWidth + v * kWidth);
+#pragma GCC unroll 16
+    for (int i = 0; i < kRows; ++i) {
+      const Vector row = Vector::broadcast(kKMajor ? p + kk * kRows + i : p + i * ldp + kk);
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) sums[i][v].multiply_add(row, columns[v]);
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kRows; ++i) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) sums[i][v].store_sum(d + i * ldd + v * kWidth);
+  }
+}
+
+// Chooses how many vectors wide the Q panel is.
+template <class Vector, int kRows, int kMaxVectors, bool kKMajor>
+static inline void multiply_panels_of_width(int64_t vectors, const typename Vector::Lane* p, int64_t ldp,
+                                            const typename Vector::Lane* q, int64_t k, typename Vector::Acc* d,
+                                            int64_t ldd, bool accumulate) {
+  if constexpr (kMaxVectors > 1) {
+    if (vectors < kMaxVectors) {
+      multiply_panels_of_width<Vector, kRows, kMaxVectors - 1, kKMajor>(vectors, p, ldp, q, k, d, ldd, accumulate);
+      return;
+    }
+  }
+  multiply_panels<Vector, kRows, kMaxVectors, kKMajor>(p, ldp, q, k, d, ldd, accumulate);
+}
+
+template <class Accumulator>
+static void transpose_block(const Accumulator* source, int64_t lds, int64_t source_rows, int64_t source_columns,
+                            Accumulator* target, int64_t ldt) {
+  int64_t r = 0;
+  if constexpr (sizeof(Accumulator) == sizeof(float)) {
+    // Both sides are padded to whole tiles, so tiles may reach past the block.
+    for (; r < source_rows; r += 16) {
+      for (int64_t c = 0; c < source_columns; c += 16) transpose16(source + r * lds + c, lds, target + c * ldt + r, ldt);
+    }
+  } else {
+    for (; r < source_rows; ++r) {
+      for (int64_t c = 0; c < source_columns; ++c) target[c * ldt + r] = source[r * lds + c];
+    }
+  }
+}
+
+template <class Vector, int kRowsOfP, int kVectorsOfQ, int kGroupColumns>
+struct FloatEngine {
+  using Packed = typename Vector::Lane;
+  using Acc = typename Vector::Acc;
+  static constexpr int64_t kP = kRowsOfP;
+  static constexpr int64_t kQ = kVectorsOfQ * Vector::kWidth;
+  static constexpr int64_t kStep = 1;
+  static constexpr int64_t kGroup = kGroupColumns;
+  static constexpr int64_t kKBlock = 512;
+  static constexpr int64_t kSuper = 4 * kGroup;
+  static constexpr int64_t kMChunk = 288 / kQ * kQ;
+  static constexpr bool kKMajorP = true;
+  static_assert(kGroup % kP == 0 && kGroup % kQ == 0 && kGroup % 16 == 0);
+
+  static void begin() {}
+  static void end() {}
+  static int64_t q_width(int64_t outer) { return round_up(outer, sizeof(Acc) == 4 ? 16 : Vector::kWidth); }
+
+  template <class T>
+  static void pack_p(const Source<T>& source, int64_t outer0, int64_t outer, int64_t k0, int64_t k, int64_t padded_k,
+                     Packed* target, int64_t ld, bool k_major) {
+    if (k_major) {
+      pack_k_major(source, outer0, outer, k0, k, kP, target);
+    } else {
+      pack_row_major(source, outer0, outer, kP, k0, k, padded_k, target, ld);
+    }
+  }
+
+  template <class T>
+  static void pack_q(const Source<T>& source, int64_t outer0, int64_t outer, int64_t k0, int64_t k, int64_t,
+                     int64_t width, Packed* target) {
+    if constexpr (sizeof(Packed) == sizeof(float)) {
+      if (source.k_contiguous()) {
+        pack_q_from_rows(source, outer0, outer, k0, k, width, target);
+        return;
+      }
+    }
+    pack_k_major(source, outer0, outer, k0, k, width, target);
+  }
+
+  static void micro(bool k_major, const Packed* p, int64_t ldp, int64_t, const Packed* q, int64_t width, int64_t k,
+                    Acc* d, int64_t ldd, bool accumulate) {
+    const int64_t vectors = width / Vector::kWidth;
+    if (k_major) {
+      multiply_panels_of_width<Vector, kRowsOfP, kVectorsOfQ, true>(vectors, p, ldp, q, k, d, ldd, accumulate);
+    } else {
+      multiply_panels_of_width<Vector, kRowsOfP, kVectorsOfQ, false>(vectors, p, ldp, q, k, d, ldd, accumulate);
+    }
+  }
+
+  static void transpose(const Acc* source, int64_t lds, int64_t rows, int64_t columns, Acc* target, int64_t ldt) {
+    transpose_block(source, lds, rows, columns, target, ldt);
+  }
+};
+
+// The packing that every engine of bfloat16 pairs shares.
+template <int64_t kPRows>
+struct PairPacking {
+  using Packed = bf16;
+  using Acc = float;
+  static constexpr bool kKMajorP = false;
+
+  template <class T>
+  static void pack_p(const Source<T>& source, int64_t outer0, int64_t outer, int64_t k0, int64_t k, int64_t padded_k,
+                     Packed* target, int64_t ld, bool) {
+    if (!source.k_contiguous() && source.outer_contiguous()) {
+      pack_pairs_transposed(source, outer0, outer, kPRows, k0, k, padded_k, target, ld);
+    } else {
+      pack_row_major(source, outer0, outer, kPRows, k0, k, padded_k, target, ld);
+    }
+  }
+
+  template <class T>
+  static void pack_q(const Source<T>& source, int64_t outer0, int64_t outer, int64_t k0, int64_t k, int64_t padded_k,
+                     int64_t width, Packed* target) {
+    if (source.k_contiguous()) {
+      pack_pairs_from_rows(source, outer0, outer, k0, k, padded_k, width, target);
+    } else if (source.outer_contiguous()) {
+      pack_pairs_from_columns(source, outer0, outer, k0, k, padded_k, width, target);
+    } else {
+      pack_pairs_anyhow(source, outer0, outer, k0, k, padded_k, width, target);
+    }
+  }
+
+  static void transpose(const Acc* source, int64_t lds, int64_t rows, int64_t columns, Acc* target, int64_t ldt) {
+    transpose_block(source, lds, rows, columns, target, ldt);
+  }
+};
+
+// kStep is 32, a whole cache line, so that packing can move lines.
+template <class Vector, int kRowsOfP, int kVectorsOfQ>
+struct PairEngine : PairPacking<kRowsOfP> {
+  static constexpr int64_t kP = kRowsOfP;
+  static constexpr int64_t kQ = kVectorsOfQ * Vector::kWidth;
+  static constexpr int64_t kStep = 32;
+  static constexpr int64_t kGroup = kQ;
+  static constexpr int64_t kKBlock = 1024;
+  static constexpr int64_t kSuper = 4 * kGroup;
+  static constexpr int64_t kMChunk = 288 / kQ * kQ;
+
+  static void begin() {}
+  static void end() {}
+  static int64_t q_width(int64_t outer) { return round_up(outer, Vector::kWidth); }
+
+  static void micro(bool, const bf16* p, int64_t ldp, int64_t, const bf16* q, int64_t width, int64_t k, float* d,
+                    int64_t ldd, bool accumulate) {
+    using Lane = typename Vector::Lane;
+    multiply_panels_of_width<Vector, kRowsOfP, kVectorsOfQ, false>(
+        width / Vector::kWidth, reinterpret_cast<const Lane*>(p), ldp / 2, reinterpret_cast<const Lane*>(q), k / 2, d,
+        ldd, accumulate);
+  }
+};
+
+}  // namespace moe::cpu::MOE_ISA

@@ -1,0 +1,165 @@
+// What happens to a block of a product before it is stored: see EpilogueParams in cpu/gemm.h.
+#pragma once
+
+#include "cpu/gemm.h"
+#include "cpu/vectorized/activation.h"
+
+namespace moe::cpu::MOE_ISA {
+
+template <class A>
+struct EpilogueBlock {
+  const A* gate;  // [rows, columns], ld apart; the only half where columns stand alone
+  const A* up;
+  int64_t ld;
+  int64_t row0, rows, col0, columns;
+};
+
+// The widest block of columns that any engine hands over.
+static constexpr int64_t kMaxColumns = 64;
+
+// A run of a stored row; step is 2 for interleaved gate and up.
+template <class T>
+static inline void load_run(const T* source, int64_t step, int64_t count, acc_t<T>* __restrict target) {
+  if (step == 1) {
+    for (int64_t j = 0; j < count; ++j) target[j] = to_acc(source[j]);
+  } else {
+    for (int64_t j = 0; j < count; ++j) target[j] = to_acc(source[j * step]);
+  }
+}
+
+template <class T>
+static inline void store_run(const acc_t<T>* __restrict source, T* target, int64_t step, int64_t count) {
+  if (step == 1) {
+    for (int64_t j = 0; j < count; ++j) target[j] = from_acc<T>(source[j]);
+  } else {
+    for (int64_t j = 0; j < count; ++j) target[j * step] = from_acc<T>(source[j]);
+  }
+}
+
+template <class T, class A>
+static void store_block(const EpilogueParams& p, const EpilogueBlock<A>& block) {
+  A bias[kMaxColumns], sum[kMaxColumns];
+  if (p.bias) load_run(static_cast<const T*>(p.bias) + block.col0 * p.bias_stride, p.bias_stride, block.columns, bias);
+  T* out = static_cast<T*>(p.out) + block.col0 * p.out_col_stride;
+  for (int64_t i = 0; i < block.rows; ++i) {
+    const A* c = block.gate + i * block.ld;
+    if (p.bias) {
+      for (int64_t j = 0; j < block.columns; ++j) sum[j] = c[j] + bias[j];
+      c = sum;
+    }
+    store_run(c, out + (block.row0 + i) * p.out_row_stride, p.out_col_stride, block.columns);
+  }
+}
+
+template <class A>
+static void accumulate_block(const EpilogueParams& p, const EpilogueBlock<A>& block) {
+  for (int64_t i = 0; i < block.rows; ++i) {
+    const A* __restrict c = block.gate + i * block.ld;
+    A* __restrict out = static_cast<A*>(p.out) + (block.row0 + i) * p.out_row_stride + block.col0 * p.out_col_stride;
+    if (p.out_col_stride == 1) {
+      for (int64_t j = 0; j < block.columns; ++j) out[j] += c[j];
+    } else {
+      for (int64_t j = 0; j < block.columns; ++j) out[j * p.out_col_stride] += c[j];
+    }
+  }
+}
+
+template <Activation kKind, class T, class A>
+static void activation_block(const EpilogueParams& p, const EpilogueBlock<A>& block) {
+  constexpr bool kGated = is_gated(kKind);
+  const int64_t n = block.columns, gate_at = block.col0 * p.gate_step, up_at = p.up_offset + gate_at;
+  A bias[2][kMaxColumns], z[2][kMaxColumns], act[kMaxColumns];
+  if (p.bias) {
+    const T* source = static_cast<const T*>(p.bias);
+    load_run(source + gate_at * p.bias_stride, p.gate_step * p.bias_stride, n, bias[0]);
+    if (kGated) load_run(source + up_at * p.bias_stride, p.gate_step * p.bias_stride, n, bias[1]);
+  }
+  for (int64_t i = 0; i < block.rows; ++i) {
+    const int64_t row = block.row0 + i;
+    const A scale = p.weights_on_input ? static_cast<const A*>(p.slot_weights)[p.row_to_slot[row]] : A(1);
+    for (int half = 0; half < (kGated ? 2 : 1); ++half) {
+      const A* __restrict c = (half ? block.up : block.gate) + i * block.ld;
+      for (int64_t j = 0; j < n; ++j) z[half][j] = c[j] * scale;
+      if (p.bias) {
+        for (int64_t j = 0; j < n; ++j) z[half][j] += bias[half][j];
+      }
+    }
+    if (p.preact) {
+      T* target = static_cast<T*>(p.preact) + row * p.preact_stride;
+      store_run(z[0], target + gate_at, p.gate_step, n);
+      if (kGated) store_run(z[1], target + up_at, p.gate_step, n);
+    }
+    if (p.act) {
+      activate_as<kKind>(z[0], z[1], n, A(p.activation.alpha), A(p.activation.limit), act);
+      store_run(act, static_cast<T*>(p.act) + row * p.act_stride + block.col0, 1, n);
+    }
+  }
+}
+
+// C is dL/d act without the output weight.
+template <Activation kKind, class T, class A>
+static void activation_backward_block(const EpilogueParams& p, const EpilogueBlock<A>& block, int64_t column_block) {
+  constexpr bool kGated = is_gated(kKind);
+  const int64_t n = block.columns, gate_at = block.col0 * p.gate_step, up_at = p.up_offset + gate_at;
+  A z[2][kMaxColumns], act[kMaxColumns], grad[2][kMaxColumns], scaled[kMaxColumns];
+  for (int64_t i = 0; i < block.rows; ++i) {
+    const int64_t row = block.row0 + i;
+    const A weight = static_cast<const A*>(p.slot_weights)[p.row_to_slot[row]];
+    const T* preact = static_cast<const T*>(p.preact) + row * p.preact_stride;
+    load_run(preact + gate_at, p.gate_step, n, z[0]);
+    if (kGated) load_run(preact + up_at, p.gate_step, n, z[1]);
+    const A* __restrict c = block.gate + i * block.ld;
+    const A* d_act = c;
+    if (!p.weights_on_input) {
+      for (int64_t j = 0; j < n; ++j) scaled[j] = c[j] * weight;
+      d_act = scaled;
+    }
+    activate_backward_as<kKind>(z[0], z[1], d_act, n, A(p.activation.alpha), A(p.activation.limit), act, grad[0],
+                                grad[1]);
+    if (p.weight_grad_partials) {
+      // Sixteen running sums, added up in order: the same on every instruction set.
+      A sums[16] = {};
+      for (int64_t j = 0; j + 16 <= n; j += 16) {
+        for (int64_t lane = 0; lane < 16; ++lane) sums[lane] += c[j + lane] * act[j + lane];
+      }
+      for (int64_t j = n / 16 * 16; j < n; ++j) sums[j % 16] += c[j] * act[j];
+      A sum = 0;
+      for (int64_t lane = 0; lane < 16; ++lane) sum += sums[lane];
+      static_cast<A*>(p.weight_grad_partials)[row * p.partials_stride + block.col0 / column_block] = sum;
+    }
+    if (p.act) {
+      if (!p.weights_on_input) {
+        for (int64_t j = 0; j < n; ++j) act[j] *= weight;
+      }
+      store_run(act, static_cast<T*>(p.act) + row * p.act_stride + block.col0, 1, n);
+    }
+    T* target = static_cast<T*>(p.grad_preact) + row * p.preact_stride;
+    store_run(grad[0], target + gate_at, p.gate_step, n);
+    if (kGated) store_run(grad[1], target + up_at, p.gate_step, n);
+    if (p.grad_preact_scaled) {
+      target = static_cast<T*>(p.grad_preact_scaled) + row * p.preact_stride;
+      for (int half = 0; half < (kGated ? 2 : 1); ++half) {
+        for (int64_t j = 0; j < n; ++j) scaled[j] = grad[half][j] * weight;
+        store_run(scaled, target + (half ? up_at : gate_at), p.gate_step, n);
+      }
+    }
+  }
+}
+
+template <class T, class A>
+static void run_epilogue(Epilogue kind, const EpilogueParams& p, const EpilogueBlock<A>& block, int64_t column_block) {
+  switch (kind) {
+    case Epilogue::kStore:
+      return store_block<T>(p, block);
+    case Epilogue::kAccumulate:
+      return accumulate_block(p, block);
+    case Epilogue::kActivation:
+      return with_activation(p.activation.kind, [&]<Activation kKind>() { activation_block<kKind, T>(p, block); });
+    case Epilogue::kActivationBackward:
+      return with_activation(p.activation.kind, [&]<Activation kKind>() {
+        activation_backward_block<kKind, T>(p, block, column_block);
+      });
+  }
+}
+
+}  // namespace moe::cpu::MOE_ISA

@@ -1,0 +1,198 @@
+// The loops around a micro-kernel: what a GemmJob does, the same for every ISA and dtype.
+//
+// An Engine multiplies a packed panel P (few rows, broadcast) by a packed panel Q (vectors). Which operand becomes
+// which side follows the memory layout of B (usually an expert's weight), so that the large operand is only ever
+// copied row by row and never transposed:
+//   B contiguous along k (weight [N,C] in the forward pass): P = columns of B, Q = rows of A, the result is C^T.
+//   B contiguous along its columns (input and weight gradients): P = rows of A, Q = columns of B, the result is C.
+//
+// A is packed once per job. B is packed a super block of columns and kKBlock of k at a time; a panel of the inner
+// operand then stays in the L1 cache while the other one streams from L2. Blocks of k follow k alone, which keeps the
+// order of every sum fixed.
+#pragma once
+
+#include "cpu/vectorized/epilogue.h"
+#include "cpu/vectorized/pack.h"
+
+namespace moe::cpu::MOE_ISA {
+
+static constexpr int64_t round_up(int64_t value, int64_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
+
+// Row-major panels keep a stride that is no power of two, or all their rows would share one set of the L1 cache.
+template <class Engine>
+static constexpr int64_t panel_stride(int64_t padded_k) {
+  return padded_k + 64 / static_cast<int64_t>(sizeof(typename Engine::Packed));
+}
+
+template <class Engine>
+struct GemmPlan {
+  using Packed = typename Engine::Packed;
+  using Acc = typename Engine::Acc;
+
+  int64_t padded_m, padded_k, k_block, super_columns;
+  int64_t a_bytes, b_bytes, c_bytes, block_bytes;
+
+  GemmPlan(int64_t m, int64_t k) {
+    padded_m = round_up(m > 0 ? m : 1, Engine::kP > Engine::kQ ? Engine::kP : Engine::kQ);
+    padded_k = round_up(k, Engine::kStep);
+    k_block = padded_k < Engine::kKBlock ? padded_k : Engine::kKBlock;
+    super_columns = Engine::kSuper;
+    a_bytes = round_up((padded_m + Engine::kP) * panel_stride<Engine>(padded_k) * sizeof(Packed), 64);
+    b_bytes = round_up((super_columns + Engine::kP) * panel_stride<Engine>(k_block) * sizeof(Packed), 64);
+    c_bytes = round_up((padded_m + Engine::kP) * (super_columns + Engine::kP) * sizeof(Acc), 64);
+    block_bytes = round_up(padded_m * 2 * Engine::kGroup * sizeof(Acc), 64);
+  }
+  int64_t bytes() const { return a_bytes + b_bytes + c_bytes + block_bytes; }
+};
+
+template <class Engine>
+static int64_t gemm_scratch_bytes(int64_t m, int64_t, int64_t k) {
+  return GemmPlan<Engine>(m, k).bytes();
+}
+
+template <class T, class Engine>
+class GemmDriver {
+  using Packed = typename Engine::Packed;
+  using Acc = typename Engine::Acc;
+
+ public:
+  GemmDriver(const GemmJob& job, void* scratch)
+      : job_(job),
+        plan_(job.m, job.k),
+        a_(job.a),
+        b_(job.b),
+        swapped_(b_.k_contiguous()),
+        a_k_major_(!swapped_ && Engine::kKMajorP && !a_.k_contiguous()),
+        halves_(job.pair_offset ? 2 : 1) {
+    char* at = static_cast<char*>(scratch);
+    packed_a_ = reinterpret_cast<Packed*>(at);
+    packed_b_ = reinterpret_cast<Packed*>(at += plan_.a_bytes);
+    c_ = reinterpret_cast<Acc*>(at += plan_.b_bytes);
+    block_ = reinterpret_cast<Acc*>(at += plan_.c_bytes);
+  }
+
+  void run() {
+    Engine::begin();
+    pack_a();
+    const int64_t step = plan_.super_columns / halves_;
+    for (int64_t n0 = 0; n0 < job_.n; n0 += step) {
+      const int64_t columns = job_.n - n0 < step ? job_.n - n0 : step;
+      int64_t k0 = 0;
+      do {
+        const int64_t k = job_.k - k0 < plan_.k_block ? job_.k - k0 : plan_.k_block;
+        multiply(n0, columns, k0, k);
+        k0 += plan_.k_block;
+      } while (k0 < job_.k);
+      finish(n0, columns);
+    }
+    Engine::end();
+  }
+
+ private:
+  int64_t groups(int64_t columns) const { return (columns + Engine::kGroup - 1) / Engine::kGroup; }
+  int64_t c_stride() const { return swapped_ ? plan_.padded_m : plan_.super_columns; }
+  static int64_t left(int64_t size, int64_t at, int64_t step) { return size - at < step ? size - at : step; }
+
+  void pack_a() {
+    for (int64_t i = 0; i < job_.m; i += swapped_ ? Engine::kQ : Engine::kP) {
+      if (swapped_) {
+        const int64_t rows = left(job_.m, i, Engine::kQ);
+        Engine::template pack_q<T>(a_, i, rows, 0, job_.k, plan_.padded_k, Engine::q_width(rows), a_panel(i));
+      } else {
+        Engine::template pack_p<T>(a_, i, left(job_.m, i, Engine::kP), 0, job_.k, plan_.padded_k, a_panel(i),
+                                   panel_stride<Engine>(plan_.padded_k), a_k_major_);
+      }
+    }
+  }
+  Packed* a_panel(int64_t row) const {
+    return packed_a_ + row * (swapped_ ? plan_.padded_k : panel_stride<Engine>(plan_.padded_k));
+  }
+
+  // One super block times one block of k, into c_.
+  void multiply(int64_t n0, int64_t columns, int64_t k0, int64_t k) {
+    const int64_t padded_k = round_up(k, Engine::kStep);
+    const bool accumulate = k0 > 0;
+    Source<T> half_source[2] = {b_, b_};
+    half_source[1].data += job_.pair_offset;
+    const int64_t width = swapped_ ? Engine::kP : Engine::kQ;
+    for (int64_t group = 0; group < groups(columns); ++group) {
+      const int64_t group_columns = left(columns, group * Engine::kGroup, Engine::kGroup);
+      for (int64_t half = 0; half < halves_; ++half) {
+        for (int64_t j = 0; j < group_columns; j += width) {
+          const int64_t panel_columns = left(group_columns, j, width);
+          const int64_t column = n0 + group * Engine::kGroup + j;
+          const int64_t c_column = (group * halves_ + half) * Engine::kGroup + j;
+          if (swapped_) {
+            const int64_t ld = panel_stride<Engine>(padded_k);
+            Engine::template pack_p<T>(half_source[half], column, panel_columns, k0, k, padded_k, packed_b_, ld,
+                                       false);
+            for (int64_t i = 0; i < job_.m; i += Engine::kQ) {
+              const int64_t q_width = Engine::q_width(left(job_.m, i, Engine::kQ));
+              Engine::micro(false, packed_b_, ld, panel_columns, a_panel(i) + k0 * q_width, q_width, padded_k,
+                            c_ + c_column * c_stride() + i, c_stride(), accumulate);
+            }
+          } else {
+            const int64_t q_width = Engine::q_width(panel_columns);
+            Engine::template pack_q<T>(half_source[half], column, panel_columns, k0, k, padded_k, q_width, packed_b_);
+            const int64_t ld = panel_stride<Engine>(plan_.padded_k);
+            for (int64_t i = 0; i < job_.m; i += Engine::kP) {
+              Engine::micro(a_k_major_, a_panel(i) + k0 * (a_k_major_ ? Engine::kP : 1), ld,
+                            left(job_.m, i, Engine::kP), packed_b_, q_width, padded_k,
+                            c_ + i * c_stride() + c_column, c_stride(), accumulate);
+            }
+          }
+        }
+      }
+    }
+  }
+
+  // All of k is in c_: hand each group of columns, row-major, to the epilogue.
+  void finish(int64_t n0, int64_t columns) {
+    for (int64_t group = 0; group < groups(columns); ++group) {
+      EpilogueBlock<Acc> block;
+      block.row0 = job_.row0;
+      block.rows = job_.m;
+      block.col0 = job_.col0 + n0 + group * Engine::kGroup;
+      block.columns = left(columns, group * Engine::kGroup, Engine::kGroup);
+      const int64_t c_column = group * halves_ * Engine::kGroup;
+      if (swapped_) {
+        const int64_t ld = 2 * Engine::kGroup;
+        for (int64_t half = 0; half < halves_; ++half) {
+          Engine::transpose(c_ + (c_column + half * Engine::kGroup) * c_stride(), c_stride(), block.columns, job_.m,
+                            block_ + half * Engine::kGroup, ld);
+        }
+        block.gate = block_;
+        block.ld = ld;
+      } else {
+        block.gate = c_ + c_column;
+        block.ld = c_stride();
+      }
+      block.up = block.gate + Engine::kGroup;
+      run_epilogue<T>(job_.epilogue, *job_.params, block, Engine::kGroup);
+    }
+  }
+
+  const GemmJob& job_;
+  const GemmPlan<Engine> plan_;
+  const Source<T> a_, b_;
+  const bool swapped_, a_k_major_;
+  const int64_t halves_;
+  Packed* packed_a_;
+  Packed* packed_b_;
+  Acc* c_;
+  Acc* block_;
+};
+
+template <class T, class Engine>
+static void run_gemm(const GemmJob& job, void* scratch) {
+  GemmDriver<T, Engine>(job, scratch).run();
+}
+
+template <class T, class Engine>
+static constexpr GemmKernel gemm_kernel() {
+  return {run_gemm<T, Engine>, gemm_scratch_bytes<Engine>, Engine::kMChunk, Engine::kGroup};
+}
+
+}  // namespace moe::cpu::MOE_ISA

@@ -1,0 +1,221 @@
+// Copies a piece of a matrix into the layout that a micro-kernel reads, converting and gathering on the way.
+//
+// The left side of a micro-kernel ("P", broadcast) is a panel of few outer positions, row-major [outer][k] or k-major
+// [k][outer]; the right side ("Q", vectors) is [k / kPair][outer][kPair]. kPair is 2 where the hardware multiplies
+// pairs of bfloat16, else 1. Everything that no element fills is zero.
+#pragma once
+
+#include <cstring>
+
+#include "cpu/gemm.h"
+#include "cpu/vectorized/numeric.h"
+
+namespace moe::cpu::MOE_ISA {
+
+template <class T>
+struct Source {
+  const T* data;
+  int64_t outer_stride, k_stride;
+  const int32_t* index;
+  int64_t divisor;
+  bool index_along_k;
+
+  explicit Source(const GemmOperand& operand)
+      : data(static_cast<const T*>(operand.data)),
+        outer_stride(operand.outer_stride),
+        k_stride(operand.k_stride),
+        index(operand.index),
+        divisor(operand.index_divisor),
+        index_along_k(operand.index_along_k) {}
+
+  const T* at(int64_t outer, int64_t k) const {
+    if (index) {
+      if (index_along_k) {
+        k = index[k] / divisor;
+      } else {
+        outer = index[outer] / divisor;
+      }
+    }
+    return data + outer * outer_stride + k * k_stride;
+  }
+  bool k_contiguous() const { return k_stride == 1 && !(index && index_along_k); }
+  bool outer_contiguous() const { return outer_stride == 1 && !(index && !index_along_k); }
+};
+
+template <class T, class Packed>
+static inline Packed convert(T value) {
+  return from_acc<Packed>(to_acc(value));
+}
+
+template <class T, class Packed>
+static inline void convert_run(const T* __restrict source, Packed* __restrict target, int64_t count) {
+  if constexpr (sizeof(T) == sizeof(Packed)) {
+    static_assert(sizeof(T) != 2 || sizeof(Packed) == 2);
+    memcpy(target, source, count * sizeof(T));
+  } else {
+    for (int64_t i = 0; i < count; ++i) target[i] = convert<T, Packed>(source[i]);
+  }
+}
+
+// [outer][k] with row stride ld, rows [0, padded_outer), k [0, padded_k).
+template <class T, class Packed>
+static void pack_row_major(const Source<T>& source, int64_t outer0, int64_t outer, int64_t padded_outer, int64_t k0,
+                           int64_t k, int64_t padded_k, Packed* target, int64_t ld) {
+  for (int64_t i = 0; i < outer; ++i) {
+    Packed* row = target + i * ld;
+    if (source.k_contiguous()) {
+      convert_run(source.at(outer0 + i, k0), row, k);
+    } else {
+      for (int64_t kk = 0; kk < k; ++kk) row[kk] = convert<T, Packed>(*source.at(outer0 + i, k0 + kk));
+    }
+    if (padded_k > k) memset(row + k, 0, (padded_k - k) * sizeof(Packed));
+  }
+  for (int64_t i = outer; i < padded_outer; ++i) memset(target + i * ld, 0, padded_k * sizeof(Packed));
+}
+
+// [k][width]: one row per k. Serves both a k-major P panel and a Q panel without pairs.
+template <class T, class Packed>
+static void pack_k_major(const Source<T>& source, int64_t outer0, int64_t outer, int64_t k0, int64_t k, int64_t width,
+                         Packed* target) {
+  for (int64_t kk = 0; kk < k; ++kk) {
+    Packed* row = target + kk * width;
+    if (source.outer_contiguous()) {
+      convert_run(source.at(outer0, k0 + kk), row, outer);
+    } else {
+      for (int64_t j = 0; j < outer; ++j) row[j] = convert<T, Packed>(*source.at(outer0 + j, k0 + kk));
+    }
+    if (width > outer) memset(row + outer, 0, (width - outer) * sizeof(Packed));
+  }
+}
+
+// The transpose of 16 rows of 16 floats at a time: a Q panel of float32 from rows that are contiguous along k.
+template <class T>
+static void pack_q_from_rows(const Source<T>& source, int64_t outer0, int64_t outer, int64_t k0, int64_t k,
+                             int64_t width, float* target) {
+  float tile[16 * 16];
+  for (int64_t j0 = 0; j0 < width; j0 += 16) {
+    const T* rows[16];
+    for (int64_t j = 0; j < 16; ++j) rows[j] = j0 + j < outer ? source.at(outer0 + j0 + j, k0) : nullptr;
+    for (int64_t kk = 0; kk < k; kk += 16) {
+      const int64_t run = k - kk < 16 ? k - kk : 16;
+      for (int64_t j = 0; j < 16; ++j) {
+        float* row = tile + j * 16;
+        if (!rows[j]) {
+          memset(row, 0, sizeof(float) * 16);
+        } else if (run == 16) {
+          convert_run(rows[j] + kk, row, 16);
+        } else {
+          memset(row, 0, sizeof(float) * 16);
+          convert_run(rows[j] + kk, row, run);
+        }
+      }
+      if (run == 16) {
+        transpose16(tile, 16, target + kk * width + j0, width);
+      } else {
+        float transposed[16 * 16];
+        transpose16(tile, 16, transposed, 16);
+        for (int64_t r = 0; r < run; ++r) {
+          memcpy(target + (kk + r) * width + j0, transposed + r * 16, sizeof(float) * 16);
+        }
+      }
+    }
+  }
+}
+
+// A Q panel of pairs, [k/2][width][2], from rows contiguous along k: the same transpose, a pair being one float wide.
+static inline void pack_pairs_from_rows(const Source<bf16>& source, int64_t outer0, int64_t outer, int64_t k0,
+                                        int64_t k, int64_t padded_k, int64_t width, bf16* target) {
+  alignas(64) bf16 tile[16 * 32];
+  for (int64_t j0 = 0; j0 < width; j0 += 16) {
+    const bf16* rows[16];
+    bool full = true;
+    for (int64_t j = 0; j < 16; ++j) {
+      rows[j] = j0 + j < outer ? source.at(outer0 + j0 + j, k0) : nullptr;
+      full = full && rows[j];
+    }
+    for (int64_t kk = 0; kk < padded_k; kk += 32) {
+      const int64_t run = k - kk < 32 ? k - kk : 32;
+      bf16* out = target + kk * width + j0 * 2;
+      if (full && run == 32) {
+        const float* pointers[16];
+        for (int64_t j = 0; j < 16; ++j) pointers[j] = reinterpret_cast<const float*>(rows[j] + kk);
+        transpose16_rows(pointers, reinterpret_cast<float*>(out), width);
+        continue;
+      }
+      memset(tile, 0, sizeof(tile));
+      if (run > 0) {
+        for (int64_t j = 0; j < 16; ++j) {
+          if (rows[j]) memcpy(tile + j * 32, rows[j] + kk, run * sizeof(bf16));
+        }
+      }
+      transpose16(reinterpret_cast<const float*>(tile), 16, reinterpret_cast<float*>(out), width);
+    }
+  }
+}
+
+// One row of pairs: target[j] = {low[j], high[j]}. Null rows are zero.
+static inline void interleave_rows(const bf16* __restrict low, const bf16* __restrict high, int64_t count,
+                                   int64_t width, uint32_t* __restrict target) {
+  if (high) {
+    for (int64_t j = 0; j < count; ++j) target[j] = low[j].bits | static_cast<uint32_t>(high[j].bits) << 16;
+  } else {
+    for (int64_t j = 0; j < count; ++j) target[j] = low[j].bits;
+  }
+  for (int64_t j = count; j < width; ++j) target[j] = 0;
+}
+
+// A Q panel of pairs from rows contiguous along the outer dimension.
+static inline void pack_pairs_from_columns(const Source<bf16>& source, int64_t outer0, int64_t outer, int64_t k0,
+                                           int64_t k, int64_t padded_k, int64_t width, bf16* target) {
+  for (int64_t kk = 0; kk < padded_k; kk += 2) {
+    uint32_t* row = reinterpret_cast<uint32_t*>(target + kk * width);
+    if (kk >= k) {
+      memset(row, 0, width * sizeof(uint32_t));
+    } else {
+      interleave_rows(source.at(outer0, k0 + kk), kk + 1 < k ? source.at(outer0, k0 + kk + 1) : nullptr, outer, width,
+                      row);
+    }
+  }
+}
+
+// A P panel, row-major, of pairs from rows contiguous along the outer dimension: interleave, then transpose.
+static inline void pack_pairs_transposed(const Source<bf16>& source, int64_t outer0, int64_t outer,
+                                         int64_t padded_outer, int64_t k0, int64_t k, int64_t padded_k, bf16* target,
+                                         int64_t ld) {
+  alignas(64) uint32_t pairs[16 * 16];
+  alignas(64) float transposed[16 * 16];
+  for (int64_t kk = 0; kk < padded_k; kk += 32) {
+    for (int64_t i0 = 0; i0 < padded_outer; i0 += 16) {
+      const int64_t columns = outer - i0 < 16 ? (outer > i0 ? outer - i0 : 0) : 16;
+      for (int64_t pair = 0; pair < 16; ++pair) {
+        const int64_t at = kk + pair * 2;
+        if (at >= k || columns == 0) {
+          memset(pairs + pair * 16, 0, sizeof(uint32_t) * 16);
+        } else {
+          interleave_rows(source.at(outer0 + i0, k0 + at),
+                          at + 1 < k ? source.at(outer0 + i0, k0 + at + 1) : nullptr, columns, 16, pairs + pair * 16);
+        }
+      }
+      const int64_t rows = padded_outer - i0 < 16 ? padded_outer - i0 : 16;
+      if (rows == 16) {
+        transpose16(reinterpret_cast<const float*>(pairs), 16, reinterpret_cast<float*>(target + i0 * ld + kk), ld / 2);
+      } else {
+        transpose16(reinterpret_cast<const float*>(pairs), 16, transposed, 16);
+        for (int64_t r = 0; r < rows; ++r) memcpy(target + (i0 + r) * ld + kk, transposed + r * 16, 64);
+      }
+    }
+  }
+}
+
+// Any strides at all: element by element.
+static inline void pack_pairs_anyhow(const Source<bf16>& source, int64_t outer0, int64_t outer, int64_t k0, int64_t k,
+                                     int64_t padded_k, int64_t width, bf16* target) {
+  for (int64_t kk = 0; kk < padded_k; ++kk) {
+    for (int64_t j = 0; j < width; ++j) {
+      target[(kk / 2 * width + j) * 2 + kk % 2] =
+          kk < k && j < outer ? *source.at(outer0 + j, k0 + kk) : bf16{0};
+    }
+  }
+}
+
+}  // namespace moe::cpu::MOE_ISA
