@@ -193,5 +193,6 @@ def write_build_info(path: Path, torch_version: str, build_dir: Path) -> None:
     path.write_text("\n".join(lines) + "\n")
 
 
-require_setuptools()
-setup(ext_modules=[CMakeExtension("moe_ext._C")], cmdclass={"build_ext": CMakeBuild})
+if __name__ == "__main__":
+    require_setuptools()
+    setup(ext_modules=[CMakeExtension("moe_ext._C")], cmdclass={"build_ext": CMakeBuild})

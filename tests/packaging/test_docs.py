@@ -1,0 +1,105 @@
+"""The documentation says what is so: its code runs, and the files, commands and tests it names exist."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import moe_ext
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/design.md", "docs/features.md"]
+
+
+def read(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
+
+
+def test_readme_code_runs() -> None:
+    """The blocks build on each other, as a reader would type them."""
+    pytest.importorskip("transformers")
+    names: dict[str, object] = {}
+    examples = blocks(read("README.md"), "python")
+    assert len(examples) == 4
+    for number, example in enumerate(examples):
+        exec(compile(example, f"README.md, Python block {number}", "exec"), names)
+    x, y, out, logits = (names[name] for name in ("x", "y", "out", "logits"))
+    assert isinstance(x, torch.Tensor)
+    assert isinstance(y, torch.Tensor)
+    assert x.grad is not None
+    assert y.shape == (16, 64)
+    assert isinstance(out, torch.Tensor)
+    assert out.shape == (4, 16, 64)
+    assert isinstance(logits, torch.Tensor)
+    assert logits.shape == (2, 10, 128)
+    assert logits.isfinite().all()
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_lead_somewhere(document: str) -> None:
+    targets = re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", read(document))
+    missing = [t for t in targets if "://" not in t and not (ROOT / document).parent.joinpath(t).exists()]
+    assert not missing
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_files_that_are_named_exist(document: str) -> None:
+    """Every path in backticks that begins with a folder of the repository; <...> and {...} are placeholders."""
+    folders = ("csrc/", "python/", "tests/", "bench/", "docs/", "examples/", "cmake/", "requirements/")
+    paths = [code.split("::")[0] for code in re.findall(r"`([^`\s]+)`", read(document)) if code.startswith(folders)]
+    missing = [path for path in paths if not re.search(r"[<>{}*]", path) and not (ROOT / path).exists()]
+    assert not missing
+
+
+@pytest.mark.parametrize("document", ["README.md", "CONTRIBUTING.md"])
+def test_make_targets_that_are_named_exist(document: str) -> None:
+    targets = set(re.findall(r"^([a-z]+):", read("Makefile"), flags=re.MULTILINE))
+    named = {word for line in re.findall(r"(?:^|`)make ((?:[a-z]+ ?)+)", read(document), flags=re.MULTILINE)
+             for word in line.split()}  # fmt: skip
+    assert named
+    assert named <= targets
+
+
+def test_the_benchmark_block_can_be_found() -> None:
+    text = read("README.md")
+    assert text.count("<!-- bench:start -->") == text.count("<!-- bench:end -->") == 1
+    assert text.index("<!-- bench:start -->") < text.index("<!-- bench:end -->")
+
+
+def feature_rows() -> list[list[str]]:
+    rows = re.findall(r"^\| ([A-Z]\d\d) \|(.*)\|$", read("docs/features.md"), flags=re.MULTILINE)
+    return [[number, *(cell.strip() for cell in cells.split("|"))] for number, cells in rows]
+
+
+def test_every_feature_has_one_row_and_a_status() -> None:
+    rows = feature_rows()
+    numbers = [row[0] for row in rows]
+    assert len(rows) > 100
+    assert len(set(numbers)) == len(numbers)
+    assert {row[2] for row in rows} <= {"done", "partial", "planned"}
+
+
+@pytest.mark.parametrize("row", feature_rows(), ids=lambda row: row[0])
+def test_a_feature_that_exists_names_its_test(row: list[str]) -> None:
+    number, _, status, where, tests = row
+    if status == "planned":
+        assert (where, tests) == ("", ""), f"{number} is planned, but says where it is"
+        return
+    assert where
+    named = re.findall(r"`([^`]+)`", tests)
+    assert named, f"{number} is {status}, but no test proves it"
+    for reference in named:
+        path, _, test = reference.partition("::")
+        assert (ROOT / path).is_file(), reference
+        assert not test or re.search(rf"^(?:    )?def {re.escape(test)}\(", read(path), flags=re.MULTILINE), reference
+
+
+def test_the_versions_agree() -> None:
+    (version,) = re.findall(r'^version = "(.*)"$', read("pyproject.toml"), flags=re.MULTILINE)
+    assert moe_ext.__version__ == version
+    assert f"version: {version}" in read("CITATION.cff")
