@@ -1,30 +1,27 @@
-"""Derivatives for the raw ops, in the two forms that PyTorch needs.
+"""Derivatives for the raw ops: reverse mode everywhere, a clear refusal of forward mode.
 
-The formula of an op is a ``setup_context`` and a ``backward`` over registered ops. It is used twice:
+The derivative of an op is a ``setup_context`` and a ``backward`` over registered ops. From them one
+``torch.autograd.Function`` is made, and the Autograd kernel of the op applies it. So ``torch.ops.moe_ext.*`` and the
+public functions differentiate alike, in eager mode, under ``torch.compile`` and ``torch.export`` and inside the
+transforms of ``torch.func``. ``torch.library.register_autograd`` does all that but the last: the function that it
+generates cannot be transformed.
 
-- as the Autograd kernel of the raw op, so that ``torch.ops.moe_ext.*`` differentiates in eager mode, under
-  ``torch.compile`` and in ``torch.export``;
-- as a ``torch.autograd.Function`` with separate ``forward`` and ``setup_context``, taken while a ``torch.func``
-  transform is active, because the kernels that PyTorch generates for custom ops cannot be transformed.
-
-Forward-mode AD has no formula here. Left alone, PyTorch would return a zero tangent for a custom op without a word;
-both forms raise instead.
+Forward-mode AD has no formula here. Left alone, PyTorch would return a zero tangent for a custom op without a word.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
-from torch._library.autograd import Info, make_autograd_impl
+from torch._C import DispatchKey, DispatchKeySet
 from torch.autograd import forward_ad
 
 from . import _autocast
 from ._library import LIBRARY, NAMESPACE, raw
-
-Op = Callable[..., Any]
 
 
 def differentiable(
@@ -33,71 +30,60 @@ def differentiable(
     setup_context: Callable[..., None],
     backward: Callable[..., Any],
     autocast: Sequence[int] = (),
-) -> Op:
-    """Registers the derivative of ``moe_ext::<name>`` and returns the op to call from Python.
+) -> torch._ops.OpOverload:
+    """Registers the derivative of ``moe_ext::<name>`` and returns the op.
 
     Args:
         name: the op, without its namespace.
         setup_context: ``(ctx, inputs, output)``; keeps tensors with ``ctx.save_for_backward`` only.
         backward: ``(ctx, *grads) -> grad of every input``. An undefined gradient arrives as None.
         autocast: positions of the arguments that autocast lowers.
-
-    Returns:
-        A function with the positional arguments of the raw op.
     """
     op = raw(name)
-    message = f"{NAMESPACE}::{name} has no forward-mode derivative (jvp); use reverse mode"
-
-    def setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        # Outputs that only serve backward (the kept pre-activation) would otherwise be given zeros as gradients.
-        ctx.set_materialize_grads(False)
-        setup_context(ctx, inputs, output)
-
-    def run_backward(ctx: Any, *grads: Tensor | None) -> Any:
-        # Forward has decided the dtypes; a backward pass that runs inside an autocast region must not change them.
-        with _autocast.disabled():
-            return backward(ctx, *grads)
+    _set_setup_context = setup_context
+    _run_backward = backward
 
     class Formula(torch.autograd.Function):
         generate_vmap_rule = True
 
         @staticmethod
         def forward(*args: Any) -> Any:
-            return op(*args)
+            with torch._C._AutoDispatchBelowAutograd():
+                return op(*args)
 
         @staticmethod
         def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-            setup(ctx, inputs, output)
+            # Outputs that only serve backward (the kept pre-activation) would otherwise be given zeros as gradients.
+            ctx.set_materialize_grads(False)
+            _set_setup_context(ctx, inputs, output)
 
         @staticmethod
         def backward(ctx: Any, *grads: Tensor | None) -> Any:
-            return run_backward(ctx, *grads)
+            # Forward has decided the dtypes; a backward pass inside an autocast region must not change them.
+            with _autocast.disabled():
+                return _run_backward(ctx, *grads)
 
         @staticmethod
         def jvp(ctx: Any, *tangents: Any) -> NoReturn:
-            raise NotImplementedError(message)
+            _refuse_forward_mode(name)
 
-    generated = make_autograd_impl(op, Info(run_backward, setup))
-
-    def autograd_kernel(keyset: Any, *args: Any) -> Any:
+    def kernel(keyset: DispatchKeySet, *args: Any) -> Any:
         if any(isinstance(arg, Tensor) and forward_ad.unpack_dual(arg).tangent is not None for arg in args):
-            raise NotImplementedError(message)
-        return generated(keyset, *args)
+            _refuse_forward_mode(name)
+        if torch._C._functorch.peek_interpreter_stack() is not None:
+            with _as_called_by_the_user():
+                return Formula.apply(*args)
+        if torch.is_grad_enabled() and any(isinstance(arg, Tensor) and arg.requires_grad for arg in args):
+            return Formula.apply(*args)
+        return below_autograd(op, keyset, *args)
 
-    LIBRARY.impl(name, autograd_kernel, "Autograd", with_keyset=True)
+    LIBRARY.impl(name, kernel, "Autograd", with_keyset=True)
     if autocast:
         _autocast.register(name, autocast)
-
-    def call(*args: Any) -> Any:
-        if not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None:
-            # Lowered here: inside Formula the saved tensors would keep the dtype that they came with.
-            return Formula.apply(*_autocast.lower(args, autocast))
-        return op(*args)
-
-    return call
+    return op
 
 
-def differentiable_once(name: str) -> Op:
+def differentiable_once(name: str) -> torch._ops.OpOverload:
     """Marks ``moe_ext::<name>``, itself the backward of an op, as one that cannot be differentiated again."""
 
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
@@ -107,3 +93,36 @@ def differentiable_once(name: str) -> Op:
         raise NotImplementedError(f"{NAMESPACE}::{name}: double backward is not supported")
 
     return differentiable(name, setup_context=setup_context, backward=backward)
+
+
+def below_autograd(op: torch._ops.OpOverload, keyset: DispatchKeySet, *args: Any) -> Any:
+    """Goes on from the Autograd kernel of ``op`` to its computation."""
+    with torch._C._AutoDispatchBelowAutograd():
+        return op.redispatch(keyset & torch._C._after_autograd_keyset, *args)
+
+
+def _refuse_forward_mode(name: str) -> NoReturn:
+    raise NotImplementedError(
+        f"{NAMESPACE}::{name} has no forward-mode derivative (torch.func.jvp, torch.autograd.forward_ad); "
+        "use reverse mode"
+    )
+
+
+def _keys(*keys: DispatchKey) -> DispatchKeySet:
+    return functools.reduce(DispatchKeySet.__or__, map(DispatchKeySet, keys))
+
+
+_TRANSFORM_MODES = _keys(DispatchKey.FuncTorchDynamicLayerFrontMode, DispatchKey.FuncTorchDynamicLayerBackMode)
+_AUTOCAST = _keys(*(key for name, key in DispatchKey.__members__.items() if name.startswith("Autocast")))
+
+
+def _as_called_by_the_user() -> Any:
+    """Context that undoes what a ``torch.func`` transform did to the dispatcher on the way to an Autograd kernel.
+
+    A transform handles an op by calling its kernels with its own dispatch keys and several others switched off. But
+    an autograd.Function looks for the transform itself and expects to be applied before all that. Only the choice of
+    autocast modes is the user's.
+    """
+    included = torch._C._dispatch_tls_local_include_set() | _TRANSFORM_MODES
+    excluded = torch._C._dispatch_tls_local_exclude_set() & _AUTOCAST
+    return torch._C._ForceDispatchKeyGuard(included, excluded)

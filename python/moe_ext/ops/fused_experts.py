@@ -97,6 +97,9 @@ def fused_experts(
     _checks.same_device(name, "topk_ids", topk_ids, "x", x)
     _checks.same_device(name, "topk_weights", topk_weights, "x", x)
 
+    if not torch.is_grad_enabled():
+        # Nothing will come back for the pre-activation.
+        save = "none"
     outputs = _fused_experts(
         x, w_gate_up, w_down, weights, topk_ids, b_gate_up, b_down, activation, float(alpha), float(limit),
         interleaved, transposed, apply_weights, save, workspace_limit, deterministic,

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import _checks
-from ._autograd import differentiable
+from ._autograd import below_autograd, differentiable
 from ._library import LIBRARY, NAMESPACE, fake, raw
 
 
@@ -159,8 +159,7 @@ def _grouped_gemm_wgrad_accumulate_autograd(keyset: Any, *args: Any) -> None:
         raise NotImplementedError(
             f"{NAMESPACE}::grouped_gemm_wgrad_ accumulates in place and has no derivative: use torch.no_grad()"
         )
-    with torch._C._AutoDispatchBelowAutograd():
-        raw("grouped_gemm_wgrad_").redispatch(keyset & torch._C._after_autograd_keyset, *args)
+    below_autograd(raw("grouped_gemm_wgrad_"), keyset, *args)
 
 
 # The gradient of the bias -----------------------------------------------------------------------------------------
