@@ -7,7 +7,7 @@
 // Rows are worked on in tiles and the chosen experts in pieces, both on the stack; what does not fit is computed again.
 #pragma once
 
-#include "cpu/vectorized/route.h"
+#include "cpu/vectorized/route_forward.h"
 
 namespace moe::cpu::MOE_ISA {
 
