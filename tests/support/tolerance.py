@@ -3,13 +3,17 @@
 Never "within 1e-2". The truth is computed in float64 from the same, already rounded, inputs. The yardstick is the
 error that plain PyTorch makes on them in the dtype under test. A result passes when
 
-1. its largest error is below twice the yardstick's largest error, plus a small absolute slack;
+1. its largest error is below twice the yardstick's largest error, plus a small absolute slack. An error below
+   epsilon times the true value (a unit in its last place, at the least) is never too large: the largest error stands
+   at the few largest values, and there the reference may round well by luck;
 2. its direction is right: 1 - cosine similarity with the truth is below a bound of the dtype (where even the
    reference strays further, as sums of few values that cancel do: below four times its distance, which is twice
    its angle);
-3. no 16 x 16 tile of it stands out: the root-mean-square error of each tile stays below twice that of the yardstick,
-   in the same tile or in its whole matrix, whichever is larger, plus the slack. A kernel that spoils one tile by
-   errors that each stay small passes 1 and 2, and fails here.
+3. no 16 x 16 tile of it stands out: the root-mean-square error of each tile stays below four times that of the
+   yardstick, in the same tile or overall, whichever is larger, plus the slack. The largest error of thousands of
+   values is itself four or five times their root-mean-square error, so a tile spoiled all over by errors that each
+   pass test 1 fails here. Twice would be too narrow: the errors of a weight gradient that comes from few rows hang
+   together, so 256 of them are not 256 samples.
 
 Inputs should have unit variance and weights 1/sqrt(fan_in) (``tests.support.inputs``), so that outputs are O(1) and
 the slack means the same everywhere. The yardstick is a sample: from a handful of values it may be small by luck and
@@ -23,6 +27,7 @@ from torch import Tensor
 
 TILE = 16
 FACTOR = 2.0
+TILE_FACTOR = 4.0
 
 # Absolute slack. For float64 the yardstick is the truth itself, so the slack is all there is.
 SLACK = {torch.float64: 1e-10, torch.float32: 1e-5, torch.float16: 1e-5, torch.bfloat16: 1e-5}
@@ -94,10 +99,11 @@ def compare(actual: Tensor, truth: Tensor, reference: Tensor, dtype: torch.dtype
     error, yardstick = (actual - truth).abs(), (reference - truth).abs()
 
     max_error, limit = error.max().item(), FACTOR * yardstick.max().item() + slack
-    if max_error >= limit:
-        at = _position(int(error.argmax()), error.shape)
+    excess = torch.where(error < torch.finfo(dtype).eps * truth.abs(), 0.0, error)
+    if excess.max().item() >= limit:
+        at = _position(int(excess.argmax()), error.shape)
         failures.append(
-            f"largest error {max_error:.3e} at {at} (got {actual[at].item():.6g}, truth {truth[at].item():.6g}), "
+            f"largest error {error[at].item():.3e} at {at} (got {actual[at].item():.6g}, truth {truth[at].item():.6g}), "
             f"limit {limit:.3e}, reference errs by {yardstick.max().item():.3e}"
         )
 
@@ -107,8 +113,8 @@ def compare(actual: Tensor, truth: Tensor, reference: Tensor, dtype: torch.dtype
     if cosine >= cosine_limit:
         failures.append(f"1 - cosine similarity {cosine:.3e}, limit {cosine_limit:.3e}")
 
-    tiles, matrix = tile_rms(error), _matrix_rms(yardstick)
-    ratio = tiles / (FACTOR * torch.maximum(tile_rms(yardstick), matrix) + slack)
+    tiles, overall = tile_rms(error), yardstick.square().mean().sqrt()
+    ratio = tiles / (TILE_FACTOR * tile_rms(yardstick).clamp(min=overall.item()) + slack)
     worst = ratio.max().item()
     if worst >= 1:
         at = _position(int(ratio.argmax()), ratio.shape)
@@ -182,10 +188,6 @@ def _as_matrices(values: Tensor) -> Tensor:
     if values.shape[-2] * values.shape[-1] < TILE * TILE:
         return values.flatten(0, -2)
     return values
-
-
-def _matrix_rms(values: Tensor) -> Tensor:
-    return _as_matrices(values).square().mean(dim=(-2, -1), keepdim=True).sqrt()
 
 
 def _position(flat: int, shape: torch.Size) -> tuple[int, ...]:
