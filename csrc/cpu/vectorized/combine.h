@@ -176,12 +176,14 @@ static void backward(const CombineBackwardParams& p, int64_t begin, int64_t end)
 template <class T>
 static void segment_sum(const SegmentSumParams& p, int64_t begin, int64_t end) {
   using A = acc_t<T>;
+  const T* rows = static_cast<const T*>(p.rows);
   for (int64_t e = begin; e < end; ++e) {
     int64_t r = 0;
     const auto next = [&](const T** row, A* weight) {
       if (r >= p.expert_offsets[e + 1]) return false;
-      *row = static_cast<const T*>(p.rows) + r * p.rows_stride;
-      *weight = A(1);
+      const int64_t slot = p.row_to_slot == nullptr ? 0 : p.row_to_slot[r];
+      *row = rows + (p.row_to_slot == nullptr ? r : slot / p.top_k) * p.rows_stride;
+      *weight = p.topk_weights == nullptr ? A(1) : static_cast<const A*>(p.topk_weights)[slot];
       ++r;
       return true;
     };
