@@ -1,0 +1,160 @@
+"""The command line: `run` measures and writes JSON, `table` and `plot` show such a file."""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from bench.contenders import CONTENDERS
+from bench.machine import REPOSITORY, TUNED_MALLOC
+from bench.plot import draw
+from bench.report import TABLE_WIDTH, markdown, notes, rich_table, update_block
+from bench.results import Report
+from bench.runner import DTYPES, Runner, Settings
+from bench.shapes import MODES, SHAPES, TINY, Shape, find_shape
+
+
+def _shape(name: str) -> Shape:
+    try:
+        return find_shape(name)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _at_least(minimum: int) -> Callable[[str], int]:
+    def integer(text: str) -> int:
+        value = int(text)
+        if value < minimum:
+            raise argparse.ArgumentTypeError(f"must be at least {minimum}, got {value}")
+        return value
+
+    return integer
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser, for `main` and for tests."""
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    contenders = "; ".join(f"{c.name}: {c.what}{'' if c.default else ' (not by default)'}" for c in CONTENDERS.values())
+    shapes = "; ".join(
+        f"{s.name} T={s.num_tokens} H={s.hidden_size} I={s.intermediate_size} E={s.num_experts} K={s.top_k}"
+        for s in SHAPES.values()
+    )
+    run = commands.add_parser("run", help="measure", epilog=f"Contenders. {contenders}. Shapes. {shapes}.")
+    run.add_argument("--shapes", nargs="+", type=_shape, metavar="SHAPE", help="default: all; see below")
+    run.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
+    run.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
+    run.add_argument("--contenders", nargs="+", choices=CONTENDERS, metavar="CONTENDER", help="see below")
+    run.add_argument("--repeats", type=_at_least(5), default=7, help="rounds, at least 5; short calls get more")
+    run.add_argument("--threads", type=_at_least(1), default=torch.get_num_threads())
+    run.add_argument("--isa", help="pin moe_ext to an instruction set instead of the best one")
+    run.add_argument(
+        "--byte-limit",
+        type=float,
+        default=4.0,
+        metavar="GIB",
+        help="leave out, with a message, who would copy or zero-fill more than this per call (default: %(default)s)",
+    )
+    run.add_argument(
+        "--tuned-malloc",
+        action="store_true",
+        help="restart with glibc told to use huge pages and to keep freed memory, which helps all contenders",
+    )
+    run.add_argument("--quick", action="store_true", help="see the machinery run: a tiny shape unless --shapes says")
+    run.add_argument("--seed", type=int, default=0)
+    run.add_argument("--output", type=Path, help="default: bench/results/<date>-cpu-<threads>t.json")
+    run.set_defaults(action=_run)
+
+    table = commands.add_parser("table", help="show a result file")
+    table.add_argument("file", type=Path)
+    table.add_argument("--markdown", action="store_true", help="Markdown instead of a terminal table")
+    table.add_argument("--update", type=Path, metavar="README", help="replace the table in this file")
+    table.set_defaults(action=_table)
+
+    plot = commands.add_parser("plot", help="draw a result file")
+    plot.add_argument("file", type=Path)
+    plot.add_argument("--output", type=Path, help="default: the same name, ending in .png")
+    plot.set_defaults(action=_plot)
+    return parser
+
+
+def _default_output(arguments: argparse.Namespace) -> Path:
+    tags = [f"{datetime.date.today():%Y-%m-%d}", "cpu", f"{arguments.threads}t"]
+    tags += [tag for tag, used in (("tuned-malloc", arguments.tuned_malloc), ("quick", arguments.quick)) if used]
+    return REPOSITORY / "bench" / "results" / ("-".join(tags + ([arguments.isa] if arguments.isa else [])) + ".json")
+
+
+def _show(report: Report, console: Console) -> None:
+    console.width = max(console.width, TABLE_WIDTH)
+    console.print(rich_table(report))
+    for note in notes(report):
+        console.print(f"• {note}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _run(arguments: argparse.Namespace, argv: Sequence[str], console: Console) -> int:
+    if arguments.tuned_malloc and os.environ.get("GLIBC_TUNABLES") != TUNED_MALLOC:
+        # glibc reads its tunables when the process starts.
+        sys.stdout.flush()
+        environment = {**os.environ, "GLIBC_TUNABLES": TUNED_MALLOC}
+        os.execve(sys.executable, [sys.executable, "-m", "bench", *argv], environment)
+    if arguments.isa:
+        native: Any = importlib.import_module("moe_ext._C")
+        native.set_cpu_isa(arguments.isa)
+    settings = Settings(
+        shapes=arguments.shapes or ([TINY] if arguments.quick else list(SHAPES.values())),
+        dtypes=arguments.dtypes,
+        modes=arguments.modes,
+        contenders=arguments.contenders or [c.name for c in CONTENDERS.values() if c.default],
+        repeats=arguments.repeats,
+        threads=arguments.threads,
+        byte_limit=int(arguments.byte_limit * 2**30),
+        quick=arguments.quick,
+        seed=arguments.seed,
+        output=arguments.output or _default_output(arguments),
+    )
+    report = Runner(settings, argv, console).run()
+    _show(report, console)
+    console.print(f"written to {settings.output}", soft_wrap=True)
+    broken = any(o.ours and o.status in ("wrong", "failed") for cell in report.cells for o in cell.outcomes)
+    return 1 if broken else 0
+
+
+def _table(arguments: argparse.Namespace, argv: Sequence[str], console: Console) -> int:
+    report = Report.load(arguments.file)
+    if arguments.update:
+        changed = update_block(arguments.update, markdown(report))
+        console.print(f"{arguments.update}: {'updated' if changed else 'unchanged'}", soft_wrap=True)
+    elif arguments.markdown:
+        print(markdown(report))
+    else:
+        _show(report, console)
+    return 0
+
+
+def _plot(arguments: argparse.Namespace, argv: Sequence[str], console: Console) -> int:
+    path = arguments.output or arguments.file.with_suffix(".png")
+    draw(Report.load(arguments.file), path)
+    console.print(f"written to {path}", soft_wrap=True)
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit status: 0, 1 where moe_ext failed or was wrong, 2 for what the user got wrong."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    arguments = make_parser().parse_args(argv)
+    console = Console()
+    try:
+        return int(arguments.action(arguments, argv, console))
+    except (OSError, ValueError) as error:
+        console.print(f"[red]error:[/red] {error}", soft_wrap=True)
+        return 2

@@ -1,0 +1,185 @@
+"""What ran, where, and what that machine can do: versions, CPU, allocator settings, measured limits."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+
+REPOSITORY: Final = Path(__file__).resolve().parent.parent
+_FLAGS: Final = [
+    "avx2",
+    "fma",
+    "f16c",
+    "avx_vnni",
+    "avx512f",
+    "avx512_bf16",
+    "avx512_fp16",
+    "avx512_vnni",
+    "amx_tile",
+    "amx_bf16",
+    "amx_int8",
+    "amx_fp16",
+    "asimd",
+    "sve",
+    "bf16",
+]
+_ENVIRONMENT: Final = ("GLIBC_TUNABLES", "LD_PRELOAD", "MALLOC_", "OMP_", "KMP_", "GOMP_", "MKL_", "ONEDNN_", "DNNL_")
+# Memory that the allocator gives back is page-faulted in again at the next call, at a tenth of the memory's speed.
+TUNED_MALLOC: Final = (
+    "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:"
+    "glibc.malloc.trim_threshold=68719476736:glibc.malloc.top_pad=268435456"
+)
+
+
+def _cpuinfo() -> dict[str, str]:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return {}
+    first = text.split("\n\n", 1)[0]
+    return {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in first.splitlines())}
+
+
+def _read(path: str) -> str | None:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return None
+
+
+def describe_machine() -> dict[str, Any]:
+    """CPU model, the instruction-set flags that matter here, cores, memory, allocator and huge-page settings."""
+    cpu = _cpuinfo()
+    present = set((cpu.get("flags") or cpu.get("Features") or "").split())
+    return {
+        "cpu": cpu.get("model name") or platform.processor() or platform.machine(),
+        "family_model_stepping": "/".join(cpu.get(key, "?") for key in ("cpu family", "model", "stepping")),
+        "flags": [flag for flag in _FLAGS if flag in present],
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "hypervisor": "hypervisor" in present,
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+        "kernel": platform.release(),
+        "transparent_hugepage": _read("/sys/kernel/mm/transparent_hugepage/enabled"),
+        "malloc_tuned": os.environ.get("GLIBC_TUNABLES") == TUNED_MALLOC,
+        "environment": {k: v for k, v in sorted(os.environ.items()) if k.startswith(_ENVIRONMENT)},
+    }
+
+
+def describe_versions() -> dict[str, Any]:
+    """Versions of what takes part, and moe_ext's build and chosen instruction set where it is installed."""
+    versions: dict[str, Any] = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "float32_matmul_precision": torch.get_float32_matmul_precision(),
+    }
+    try:
+        versions["transformers"] = importlib.metadata.version("transformers")
+    except importlib.metadata.PackageNotFoundError:
+        versions["transformers"] = None
+    try:
+        moe_ext: Any = importlib.import_module("moe_ext")
+        native: Any = importlib.import_module("moe_ext._C")
+    except ImportError:
+        versions["moe_ext"] = None
+    else:
+        versions["moe_ext"] = getattr(moe_ext, "__version__", None)
+        versions["moe_ext_isa"] = native.cpu_isa()
+        versions["moe_ext_build"] = dict(native.build_info())
+    return versions
+
+
+def describe_commit() -> dict[str, Any]:
+    """Commit of this checkout and whether tracked files other than results differ from it."""
+
+    def git(*arguments: str) -> str:
+        command = ("git", "-C", str(REPOSITORY), *arguments)
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", ":!bench/results")
+        return {"commit": git("rev-parse", "HEAD"), "modified": bool(changed)}
+    except (OSError, subprocess.CalledProcessError):
+        return {"commit": None, "modified": None}
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Proxies for what the machine can do, measured with PyTorch itself.
+
+    FLOP/s: the quickest of a few torch.mm of two square matrices, in that dtype, all threads. It is no hardware peak:
+    a kernel that is better than this GEMM can pass 100 %. Bytes/s: the quickest torch.sum over a float32 tensor much
+    larger than the caches, all threads (one sequential read stream for each).
+    """
+
+    mm_size: int
+    read_bytes: int
+    flops_per_second: dict[str, float]
+    bytes_per_second: float
+
+    def floor_seconds(self, dtype: str, flops: int, num_bytes: int) -> float:
+        """The larger of FLOPs over FLOP/s and bytes over bytes/s."""
+        return max(flops / self.flops_per_second[dtype], num_bytes / self.bytes_per_second)
+
+    def best_of(self, other: Limits) -> Limits:
+        """The higher of two measurements."""
+        flops = {name: max(rate, other.flops_per_second[name]) for name, rate in self.flops_per_second.items()}
+        return Limits(self.mm_size, self.read_bytes, flops, max(self.bytes_per_second, other.bytes_per_second))
+
+
+def _quickest(function: Callable[[], object], repeats: int) -> float:
+    best = float("inf")
+    for _ in range(repeats + 1):
+        start = time.perf_counter()
+        function()
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+def measure_limits(dtypes: dict[str, torch.dtype], quick: bool) -> Limits:
+    """`Limits` of this machine with the current number of threads, in a few seconds."""
+    size, read_bytes = (512, 1 << 24) if quick else (4096, 1 << 30)
+    flops_per_second = {}
+    for name, dtype in dtypes.items():
+        a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
+        out = torch.empty(size, size, dtype=dtype)
+        flops_per_second[name] = 2 * size**3 / _quickest(partial(torch.mm, a, b, out=out), 5)
+    block = torch.ones(read_bytes // 4)
+    return Limits(size, read_bytes, flops_per_second, read_bytes / _quickest(block.sum, 5))
+
+
+class ForeignLoad:
+    """Share of the machine's CPU time that went to other processes since this was made; None where unknown."""
+
+    def __init__(self) -> None:
+        self._start = self._sample()
+
+    @staticmethod
+    def _sample() -> tuple[float, float, float] | None:
+        line = _read("/proc/stat")
+        if line is None:
+            return None
+        fields = [int(field) for field in line.splitlines()[0].split()[1:9]]
+        tick = os.sysconf("SC_CLK_TCK")
+        idle = fields[3] + fields[4]
+        own = os.times()
+        return sum(fields) / tick, (sum(fields) - idle) / tick, own.user + own.system
+
+    def share(self) -> float | None:
+        """In 0..1."""
+        now = self._sample()
+        if self._start is None or now is None:
+            return None
+        total, busy, own = (b - a for a, b in zip(self._start, now, strict=True))
+        return min(1.0, max(0.0, (busy - own) / total)) if total > 0 else None

@@ -1,0 +1,176 @@
+"""Tables from a result file: rich on the terminal, Markdown for a README."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+from rich import box
+from rich.markup import escape
+from rich.table import Table
+
+from bench.results import Cell, Outcome, Report
+from bench.timing import Spread
+
+START, END = "<!-- bench:start -->", "<!-- bench:end -->"
+# The terminal table needs this many columns; narrower, it would cut numbers.
+TABLE_WIDTH: Final = 140
+_MISSING: Final = "–"
+_PASS: Final = {"fwd": "forward", "fwdbwd": "fwd + bwd"}
+_HEADINGS: Final = ("layer", "dtype", "pass", "speed-up", "best other", "ms", "of limit", "saved MiB", "error")
+
+
+def _milliseconds(seconds: float) -> str:
+    value = seconds * 1e3
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def _speed_up(ratio: Spread | None) -> str:
+    return f"{ratio.median:.2f}× ({ratio.quartile_1:.2f}–{ratio.quartile_3:.2f})" if ratio else _MISSING
+
+
+def _mebibytes(outcome: Outcome) -> str:
+    return _MISSING if outcome.saved_bytes is None else f"{outcome.saved_bytes / 2**20:.0f}"
+
+
+def _median(outcome: Outcome) -> str:
+    return _milliseconds(outcome.spread.median)
+
+
+def _median_and_spread(outcome: Outcome) -> str:
+    spread = outcome.spread
+    quartiles = f"{_milliseconds(spread.quartile_1)}–{_milliseconds(spread.quartile_3)}"
+    return f"{_milliseconds(spread.median)} (min {_milliseconds(spread.minimum)}, {quartiles})"
+
+
+def _row(cell: Cell, time: Callable[[Outcome], str]) -> tuple[str, ...]:
+    """Cells of a table row in the order of `_HEADINGS`; pairs are moe_ext / best other."""
+
+    def pair(text: Callable[[Outcome], str]) -> str:
+        return " / ".join(text(outcome) if outcome else _MISSING for outcome in (cell.ours, cell.best_other))
+
+    return (
+        cell.shape["name"],
+        cell.dtype,
+        _PASS[cell.mode],
+        _speed_up(cell.ratio),
+        cell.best_other.contender if cell.best_other else _MISSING,
+        pair(time),
+        pair(lambda outcome: f"{cell.floor_seconds / outcome.spread.median:.0%}"),
+        pair(_mebibytes) if cell.mode == "fwdbwd" else "",
+        pair(lambda outcome: f"{outcome.worst_error:.1e}"),
+    )
+
+
+def cell_lines(cell: Cell) -> Iterator[str]:
+    """What `run` prints when a cell is done: everyone's time, the quickest first, then who was left out and why."""
+    loaded = ""
+    if cell.foreign_load is not None and cell.foreign_load > 0.05:
+        loaded = f"  [yellow]{cell.foreign_load:.0%} of the CPU went to other processes[/yellow]"
+    yield f"[bold]{cell.key}[/bold]{loaded}"
+    for outcome in cell.timed:
+        share = cell.floor_seconds / outcome.spread.median
+        line = (
+            f"  {outcome.contender:<18} {_median_and_spread(outcome)} ms in {len(outcome.seconds)} rounds,"
+            f" {share:.0%} of limit, error {outcome.worst_error:.1e}"
+        )
+        if outcome.saved_bytes is not None:
+            line += f", saves {_mebibytes(outcome)} MiB"
+        ratio = cell.ratio_to(outcome)
+        if ratio and not outcome.ours:
+            line += f"; moe_ext {ratio.median:.2f}×"
+        yield f"[green]{line}[/green]" if outcome.ours else line
+    for outcome in cell.outcomes:
+        if outcome.status != "ok":
+            colour = "dim" if outcome.status == "skipped" else "red"
+            yield f"  [{colour}]{outcome.contender:<18} {outcome.status}: {escape(outcome.reason or '')}[/{colour}]"
+
+
+def title(report: Report) -> str:
+    """Machine, threads, versions and day in one line."""
+    isa = report.versions.get("moe_ext_isa")
+    return (
+        f"{report.machine['cpu']}, {report.threads} thread{'s' if report.threads != 1 else ''}, "
+        f"PyTorch {report.versions['torch']}, moe_ext {f'on {isa}' if isa else 'not installed'}, {report.date[:10]}"
+    )
+
+
+def _allocator(report: Report) -> str:
+    if report.machine["malloc_tuned"]:
+        return "Allocator: glibc told to use huge pages and to keep freed memory, for all contenders."
+    environment = report.machine["environment"]
+    settings = ", ".join(f"{key}={value}" for key, value in environment.items()) or "the system's defaults"
+    return f"Allocator and threading: {settings}."
+
+
+def notes(report: Report) -> Iterator[str]:
+    """What a reader needs to know to trust the numbers, one sentence or two at a time."""
+    yield (
+        "Speed-up: time of another contender / time of moe_ext, both of the same round in one process; median over the "
+        "rounds (quartiles), above 1 moe_ext is quicker. The best other contender is the one for which this is lowest. "
+        "Pairs are moe_ext / best other."
+    )
+    others = dict.fromkeys(outcome.contender for cell in report.cells for outcome in cell.timed if not outcome.ours)
+    versions = f"PyTorch {report.versions['torch']}, transformers {report.versions['transformers'] or _MISSING}"
+    yield f"Others timed: {', '.join(others) or 'none'} ({versions})."
+    limits = report.limits
+    rates = ", ".join(f"{name} {rate / 1e9:.0f} GFLOP/s" for name, rate in limits["flops_per_second"].items())
+    yield (
+        f"Of limit: share of the larger of FLOPs / torch.mm of {limits['mm_size']}³ ({rates}) and compulsory bytes / "
+        f"torch.sum over {limits['read_bytes'] / 2**20:.0f} MiB ({limits['bytes_per_second'] / 1e9:.1f} GB/s), "
+        "measured in the same run. Both are proxies, not hardware peaks: above 100 % is possible."
+    )
+    yield "Saved: bytes that autograd keeps for the backward pass, without x and the weights."
+    bounds = {cell.dtype: cell.bounds for cell in report.cells}
+    limits_text = "; ".join(
+        f"{dtype} {bound['output']:g} (y), {bound['grad']:g} (gradients), {bound['tile']:g} (any 16×16 tile)"
+        for dtype, bound in bounds.items()
+    )
+    yield (
+        "Error: the largest relative error of y and of all gradients against float64. A contender above the bound is "
+        f"wrong and not timed: {limits_text}."
+    )
+    yield _allocator(report)
+    loads = [cell.foreign_load for cell in report.cells if cell.foreign_load is not None]
+    if loads and max(loads) > 0.05:
+        yield f"Up to {max(loads):.0%} of the CPU went to other processes while a cell was timed."
+    for cell in report.cells:
+        for outcome in cell.outcomes:
+            if outcome.status in ("wrong", "failed"):
+                yield f"{cell.key}: {outcome.contender} {outcome.status}: {outcome.reason}"
+
+
+def rich_table(report: Report) -> Table:
+    """One row for each cell."""
+    table = Table(title=title(report), box=box.SIMPLE_HEAD)
+    for heading in _HEADINGS:
+        table.add_column(heading, no_wrap=True)
+    for cell in report.cells:
+        row = _row(cell, _median)
+        style = "" if cell.ratio is None else "green" if cell.ratio.median >= 1 else "red"
+        table.add_row(*row[:3], f"[{style}]{row[3]}[/{style}]" if style else row[3], *row[4:])
+    return table
+
+
+def markdown(report: Report) -> str:
+    """The same table, with the spread of the times, and the notes."""
+    lines = [f"**{title(report)}**", "", "| " + " | ".join(_HEADINGS) + " |", "|" + " --- |" * len(_HEADINGS)]
+    for cell in report.cells:
+        row = list(_row(cell, _median_and_spread))
+        row[3] = f"**{row[3]}**" if cell.ratio else row[3]
+        lines.append("| " + " | ".join(row) + " |")
+    lines += ["", *(f"- {note}" for note in notes(report))]
+    return "\n".join(lines)
+
+
+def update_block(path: Path, content: str) -> bool:
+    """Put `content` between the markers in `path`; whether that changed anything. Raises ValueError without markers."""
+    text = path.read_text()
+    before, start, rest = text.partition(START)
+    _, end, after = rest.partition(END)
+    if not start or not end:
+        raise ValueError(f"{path} has no {START} ... {END} block")
+    updated = f"{before}{START}\n{content}\n{END}{after}"
+    path.write_text(updated)
+    return updated != text

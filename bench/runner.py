@@ -1,0 +1,182 @@
+"""Runs the cells: make the problem, solve it, check everyone, time those who are right."""
+
+from __future__ import annotations
+
+import datetime
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from bench.check import BOUNDS, evaluate, faults
+from bench.contenders import CONTENDERS, Contender, Layer, exclusion
+from bench.machine import ForeignLoad, Limits, describe_commit, describe_machine, describe_versions, measure_limits
+from bench.memory import saved_bytes
+from bench.problem import Problem, Truth, make_problem, solve
+from bench.report import cell_lines
+from bench.results import Cell, Outcome, Report
+from bench.shapes import Shape
+from bench.timing import make_step, time_interleaved
+
+DTYPES: Final[dict[str, torch.dtype]] = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to run and how."""
+
+    shapes: Sequence[Shape]
+    dtypes: Sequence[str]
+    modes: Sequence[str]
+    contenders: Sequence[str]
+    repeats: int
+    threads: int
+    byte_limit: int
+    quick: bool
+    seed: int
+    output: Path
+
+
+class Runner:
+    """One run; `run()` returns the report, which is also written after every cell."""
+
+    def __init__(self, settings: Settings, arguments: Sequence[str], console: Console) -> None:
+        self._settings = settings
+        self._console = console
+        self._arguments = arguments
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+        )
+
+    def run(self) -> Report:
+        """Raises nothing for a contender that fails; its outcome says so."""
+        settings = self._settings
+        torch.set_num_threads(settings.threads)
+        dtypes = {name: DTYPES[name] for name in settings.dtypes}
+        with self._console.status("measuring the machine's limits"):
+            limits = measure_limits(dtypes, settings.quick)
+        report = Report(
+            date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            command=shlex.join(("python", "-m", "bench", *self._arguments)),
+            threads=settings.threads,
+            settings={
+                "repeats": settings.repeats,
+                "seed": settings.seed,
+                "byte_limit": settings.byte_limit,
+                "quick": settings.quick,
+            },
+            machine=describe_machine(),
+            versions=describe_versions(),
+            source=describe_commit(),
+            limits=asdict(limits),
+        )
+        contenders = [CONTENDERS[name] for name in settings.contenders]
+        with self._progress:
+            for shape in settings.shapes:
+                modes = [mode for mode in settings.modes if mode == "fwd" or shape.training]
+                if len(modes) < len(settings.modes):
+                    self._console.print(f"[dim]{shape.name}: forward only, nobody trains on so few tokens")
+                for dtype in settings.dtypes:
+                    if modes:
+                        self._run_problem(shape, dtype, modes, contenders, limits, report)
+        with self._console.status("measuring the machine's limits again"):
+            limits = limits.best_of(measure_limits(dtypes, settings.quick))
+        report.limits = asdict(limits)
+        for cell in report.cells:
+            cell.floor_seconds = limits.floor_seconds(cell.dtype, cell.flops, cell.compulsory_bytes)
+        report.save(settings.output)
+        return report
+
+    def _run_problem(
+        self,
+        shape: Shape,
+        dtype: str,
+        modes: Sequence[str],
+        contenders: Sequence[Contender],
+        limits: Limits,
+        report: Report,
+    ) -> None:
+        """The cells that share a problem: its modes."""
+        task = self._progress.add_task(f"{shape.name} {dtype}: tensors and truth", total=None)
+        problem = make_problem(shape, DTYPES[dtype], self._settings.seed)
+        truth = solve(problem, with_grads="fwdbwd" in modes)
+        self._progress.remove_task(task)
+        load = problem.expert_load()
+        num_hit_experts = int((load > 0).sum())
+        for mode in modes:
+            flops = shape.flops(mode)
+            num_bytes = shape.compulsory_bytes(mode, num_hit_experts, problem.x.element_size())
+            cell = Cell(
+                shape=asdict(shape),
+                dtype=dtype,
+                mode=mode,
+                flops=flops,
+                compulsory_bytes=num_bytes,
+                num_hit_experts=num_hit_experts,
+                max_expert_load=int(load.max()),
+                bounds=asdict(BOUNDS[DTYPES[dtype]]),
+                floor_seconds=limits.floor_seconds(dtype, flops, num_bytes),
+            )
+            self._run_cell(cell, problem, Truth(truth.y, truth.grads if mode == "fwdbwd" else None), contenders)
+            report.cells.append(cell)
+            report.save(self._settings.output)
+            for line in cell_lines(cell):
+                self._console.print(line, soft_wrap=True)
+
+    def _run_cell(self, cell: Cell, problem: Problem, truth: Truth, contenders: Sequence[Contender]) -> None:
+        settings = self._settings
+        task = self._progress.add_task(f"{cell.key}: check", total=len(contenders))
+        layers: dict[str, Layer] = {}
+        for contender in contenders:
+            outcome, layer = self._check(contender, problem, truth, cell.mode)
+            cell.outcomes.append(outcome)
+            if layer is not None:
+                layers[contender.name] = layer
+            self._progress.advance(task)
+        self._progress.remove_task(task)
+        if not layers:
+            return
+
+        task = self._progress.add_task(f"{cell.key}: time", total=None)
+        load = ForeignLoad()
+        seconds = time_interleaved(
+            {name: make_step(layer, problem, cell.mode) for name, layer in layers.items()},
+            settings.repeats,
+            settings.seed,
+            lambda done, total: self._progress.update(task, completed=done, total=total),
+        )
+        cell.foreign_load = load.share()
+        self._progress.remove_task(task)
+        for outcome in cell.outcomes:
+            outcome.seconds = seconds.get(outcome.contender, [])
+
+    def _check(self, contender: Contender, problem: Problem, truth: Truth, mode: str) -> tuple[Outcome, Layer | None]:
+        """The outcome so far and, if the contender may be timed, its layer."""
+        outcome = Outcome(contender.name, contender.ours, "skipped")
+        outcome.reason = exclusion(contender, problem, mode, self._settings.byte_limit)
+        if outcome.reason:
+            return outcome, None
+        try:
+            layer = contender.build(problem)
+            outcome.errors = evaluate(layer, problem, truth)
+            if mode == "fwdbwd":
+                outcome.saved_bytes = saved_bytes(layer, problem)
+        except Exception as error:  # a contender is foreign code: whatever it raises is its result
+            outcome.status, outcome.reason = "failed", f"{type(error).__name__}: {error}"
+            return outcome, None
+        found = faults(outcome.errors, BOUNDS[problem.dtype])
+        if found:
+            outcome.status, outcome.reason = "wrong", "; ".join(found)
+            return outcome, None
+        outcome.status = "ok"
+        return outcome, layer
