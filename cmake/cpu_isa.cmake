@@ -13,7 +13,7 @@ set(MOE_ISA_FLAGS_amx ${MOE_ISA_FLAGS_avx512bf16} -mamx-tile -mamx-bf16)
 
 add_library(moe_cpu_isas OBJECT)
 target_include_directories(moe_cpu_isas PRIVATE csrc csrc/include)
-target_compile_options(moe_cpu_isas PRIVATE -Wall -Wextra ${MOE_ISA_COMMON_FLAGS})
+target_compile_options(moe_cpu_isas PRIVATE -Wall -Wextra -Wno-maybe-uninitialized -Wno-uninitialized ${MOE_ISA_COMMON_FLAGS})
 set(MOE_ISA_DEFINITIONS "")
 foreach(isa portable avx2 avx512 avx512bf16 amx)
   set(compiled TRUE)

@@ -4,6 +4,7 @@
 
 #include "cpu/kernel_table.h"
 #include "cpu/vectorized/combine.h"
+#include "cpu/vectorized/dot.h"
 #include "cpu/vectorized/gemm_driver.h"
 #include "cpu/vectorized/route.h"
 
@@ -17,6 +18,7 @@ static constexpr KernelTable kernel_table() {
       .combine_forward = combine_forward,
       .combine_backward = combine_backward,
       .segment_sum = segment_sum,
+      .dot = dot,
       .gemm = {gemm_kernel<float, FloatEngine>(), gemm_kernel<bf16, Bf16Engine>(), gemm_kernel<fp16, FloatEngine>(),
                gemm_kernel<double, DoubleEngine>()},
   };

@@ -37,7 +37,8 @@ struct CombineBackwardParams {
   void* grad_topk_weights;
 };
 
-// out[e] = sum of rows[expert_offsets[e] .. expert_offsets[e+1]) in float32, in row order, rounded once.
+// out[e] = sum of rows[expert_offsets[e] .. expert_offsets[e+1]) in float32, in row order, rounded once. With a
+// gather, row r is topk_weights[row_to_slot[r]] * rows[row_to_slot[r] / top_k].
 struct SegmentSumParams {
   DType dtype;
   int64_t num_experts;
@@ -46,6 +47,9 @@ struct SegmentSumParams {
   int64_t rows_stride;
   const int32_t* expert_offsets;
   void* out;         // [E,N] contiguous
+  const int32_t* row_to_slot = nullptr;
+  int64_t top_k = 1;
+  const void* topk_weights = nullptr;  // with a gather; null: all ones
 };
 
 }  // namespace moe
