@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bench.machine import without_folders
 from bench.problem import Problem
 
 Layer = Callable[[Tensor], Tensor]
@@ -39,7 +40,7 @@ class Contender:
         try:
             importlib.import_module(self.module)
         except (ImportError, OSError) as error:
-            return f"{self.module} cannot be imported: {error}"
+            return without_folders(f"{self.module} cannot be imported: {error}")
         return None
 
 

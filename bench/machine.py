@@ -6,6 +6,7 @@ import importlib
 import importlib.metadata
 import os
 import platform
+import re
 import subprocess
 import time
 from collections.abc import Callable
@@ -42,6 +43,11 @@ TUNED_MALLOC: Final = (
 )
 
 
+def without_folders(text: str) -> str:
+    """Absolute paths cut to their last part: results are published, and where things lie on a machine is its own."""
+    return re.sub(r"(?:^|(?<=[\s'\"=(:,])|(?<=-[IL]))/(?!/)(?:[\w.+@~-]+/)*(?=[\w.+@~-])", "", text)
+
+
 def _cpuinfo() -> dict[str, str]:
     try:
         text = Path("/proc/cpuinfo").read_text()
@@ -69,10 +75,10 @@ def describe_machine() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "hypervisor": "hypervisor" in present,
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "kernel": platform.release(),
+        "kernel": ".".join(platform.release().split(".")[:2]),
         "transparent_hugepage": _read("/sys/kernel/mm/transparent_hugepage/enabled"),
         "malloc_tuned": os.environ.get("GLIBC_TUNABLES") == TUNED_MALLOC,
-        "environment": {k: v for k, v in sorted(os.environ.items()) if k.startswith(_ENVIRONMENT)},
+        "environment": {k: without_folders(v) for k, v in sorted(os.environ.items()) if k.startswith(_ENVIRONMENT)},
     }
 
 
@@ -96,7 +102,7 @@ def describe_versions() -> dict[str, Any]:
     else:
         versions["moe_ext"] = getattr(moe_ext, "__version__", None)
         versions["moe_ext_isa"] = native.cpu_isa()
-        versions["moe_ext_build"] = dict(native.build_info())
+        versions["moe_ext_build"] = {k: without_folders(str(v)) for k, v in native.build_info().items()}
     return versions
 
 

@@ -15,7 +15,15 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from bench.check import BOUNDS, evaluate, faults
 from bench.contenders import CONTENDERS, Contender, Layer, exclusion
-from bench.machine import ForeignLoad, Limits, describe_commit, describe_machine, describe_versions, measure_limits
+from bench.machine import (
+    ForeignLoad,
+    Limits,
+    describe_commit,
+    describe_machine,
+    describe_versions,
+    measure_limits,
+    without_folders,
+)
 from bench.memory import saved_bytes
 from bench.problem import Problem, Truth, make_problem, solve
 from bench.report import cell_lines
@@ -67,7 +75,7 @@ class Runner:
             limits = measure_limits(dtypes, settings.quick)
         report = Report(
             date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            command=shlex.join(("python", "-m", "bench", *self._arguments)),
+            command=without_folders(shlex.join(("python", "-m", "bench", *self._arguments))),
             threads=settings.threads,
             settings={
                 "repeats": settings.repeats,
@@ -172,7 +180,7 @@ class Runner:
             if mode == "fwdbwd":
                 outcome.saved_bytes = saved_bytes(layer, problem)
         except Exception as error:  # a contender is foreign code: whatever it raises is its result
-            outcome.status, outcome.reason = "failed", f"{type(error).__name__}: {error}"
+            outcome.status, outcome.reason = "failed", without_folders(f"{type(error).__name__}: {error}")
             return outcome, None
         found = faults(outcome.errors, BOUNDS[problem.dtype])
         if found:

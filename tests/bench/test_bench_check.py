@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from bench import runner
 from bench.check import BOUNDS, compare, evaluate, faults
 from bench.contenders import CONTENDERS, Contender, Layer, exclusion
+from bench.machine import without_folders
 from bench.memory import saved_bytes
 from bench.problem import Problem, make_problem, solve
 from bench.results import Cell, Outcome
@@ -191,3 +192,15 @@ def test_ratio_is_of_times_of_the_same_round() -> None:
 def test_unknown_shape_names_the_known_ones() -> None:
     with pytest.raises(ValueError, match="dsv2lite"):
         find_shape("nope")
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("run --output /home/me/a-b/c.json", "run --output c.json"),
+        ("-I/usr/lib/x.so -O3 'cannot open /x.so: 1/2, [32/4]'", "-Ix.so -O3 'cannot open x.so: 1/2, [32/4]'"),
+        ("bench/results/x.json, https://a.b/c", "bench/results/x.json, https://a.b/c"),
+    ],
+)
+def test_folders_stay_out_of_results(text: str, shown: str) -> None:
+    assert without_folders(text) == shown
