@@ -103,8 +103,8 @@ def compare(actual: Tensor, truth: Tensor, reference: Tensor, dtype: torch.dtype
     if excess.max().item() >= limit:
         at = _position(int(excess.argmax()), error.shape)
         failures.append(
-            f"largest error {error[at].item():.3e} at {at} (got {actual[at].item():.6g}, truth {truth[at].item():.6g}), "
-            f"limit {limit:.3e}, reference errs by {yardstick.max().item():.3e}"
+            f"largest error {error[at].item():.3e} at {at} (got {actual[at].item():.6g}, "
+            f"truth {truth[at].item():.6g}), limit {limit:.3e}, reference errs by {yardstick.max().item():.3e}"
         )
 
     cosine, cosine_limit = 0.0, max(COSINE_BOUND[dtype], FACTOR**2 * cosine_distance(reference, truth))
