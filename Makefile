@@ -30,8 +30,8 @@ export HF_HUB_OFFLINE := 1
 help:  ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-demo: $(BUILT)  ## train and compare a small model; pictures go to demo_output/
-	$(BIN)/python -m examples.demo $(DEMO_ARGS)
+demo: $(BUILT)  ## train a small MoE language model in about two minutes; plots go to demo_output/
+	$(BIN)/python examples/train_lm.py $(DEMO_ARGS)
 
 test: $(BUILT)  ## all tests
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
