@@ -86,7 +86,7 @@ def is_number(function: str, name: str, value: Any, *, above: float | None = Non
     if above is not None:
         if not value > above:
             raise ValueError(f"moe_ext.{function}: {name} must be greater than {above}, got {value}")
-    elif not math.isfinite(value):
+    elif not -math.inf < value < math.inf:
         raise ValueError(f"moe_ext.{function}: {name} must be finite, got {value}")
     if low is not None and value < low:
         raise ValueError(f"moe_ext.{function}: {name} must be at least {low}, got {value}")
