@@ -59,7 +59,8 @@ def route_row(
 
 def permute(topk_ids: list[list[int]], num_experts: int) -> tuple[list[int], list[int], list[list[int]]]:
     """expert_offsets, row_to_slot, slot_to_row."""
-    offsets, row_to_slot = [0], []
+    offsets = [0]
+    row_to_slot: list[int] = []
     slot_to_row = [[-1] * len(row) for row in topk_ids]
     for expert in range(num_experts):
         for token, row in enumerate(topk_ids):
@@ -140,9 +141,9 @@ def fused_experts(
             if not 0 <= expert < len(w_down):
                 continue
             scaled = [weight * value for value in row] if apply_weights == "input" else row
-            preact = affine(w_gate_up[expert], scaled, b_gate_up and b_gate_up[expert])
+            preact = affine(w_gate_up[expert], scaled, None if b_gate_up is None else b_gate_up[expert])
             hidden = activate(preact, **activation)  # type: ignore[arg-type]
-            out = affine(w_down[expert], hidden, b_down and b_down[expert])
+            out = affine(w_down[expert], hidden, None if b_down is None else b_down[expert])
             factor = 1.0 if apply_weights == "input" else weight
             total = [sum_ + factor * value for sum_, value in zip(total, out, strict=True)]
         y.append(total)

@@ -10,10 +10,10 @@ error that plain PyTorch makes on them in the dtype under test. A result passes 
    reference strays further, as sums of few values that cancel do: below four times its distance, which is twice
    its angle);
 3. no 16 x 16 tile of it stands out: the root-mean-square error of each tile stays below four times that of the
-   yardstick, in the same tile or overall, whichever is larger, plus the slack. The largest error of thousands of
-   values is itself four or five times their root-mean-square error, so a tile spoiled all over by errors that each
-   pass test 1 fails here. Twice would be too narrow: the errors of a weight gradient that comes from few rows hang
-   together, so 256 of them are not 256 samples.
+   yardstick in the same tile, of the yardstick overall, or of rounding the true tile, whichever is largest, plus the
+   slack. The largest error of thousands of values is itself four or five times their root-mean-square error, so a
+   tile spoiled all over by errors that each pass test 1 fails here. Twice would be too narrow: the errors of a weight
+   gradient that comes from few rows hang together, so 256 of them are not 256 samples.
 
 Inputs should have unit variance and weights 1/sqrt(fan_in) (``tests.support.inputs``), so that outputs are O(1) and
 the slack means the same everywhere. The yardstick is a sample: from a handful of values it may be small by luck and
@@ -113,8 +113,9 @@ def compare(actual: Tensor, truth: Tensor, reference: Tensor, dtype: torch.dtype
     if cosine >= cosine_limit:
         failures.append(f"1 - cosine similarity {cosine:.3e}, limit {cosine_limit:.3e}")
 
-    tiles, overall = tile_rms(error), yardstick.square().mean().sqrt()
-    ratio = tiles / (TILE_FACTOR * tile_rms(yardstick).clamp(min=overall.item()) + slack)
+    tiles, overall = tile_rms(error), yardstick.square().mean().sqrt().item()
+    rounding = torch.finfo(dtype).eps / 12**0.5 * tile_rms(truth)  # of values just above a power of two
+    ratio = tiles / (TILE_FACTOR * torch.maximum(tile_rms(yardstick), rounding).clamp(min=overall) + slack)
     worst = ratio.max().item()
     if worst >= 1:
         at = _position(int(ratio.argmax()), ratio.shape)
