@@ -155,7 +155,7 @@ static inline void select(const Row<float>& row, int64_t count, int64_t top_k, i
 
   // A chunk whose winner was taken gets its new maximum while the next winner is looked for: storing a single number
   // and loading the vector around it right after would stall.
-  int64_t taken = INT64_MAX, runner_up = 0;
+  int64_t taken = INT64_MIN, runner_up = INT64_MIN;
   for (int64_t k = 0; k < top_k; ++k) {
     int64_t winner = INT64_MIN;
     for (int64_t c = 0; c < padded_chunks; ++c) {
