@@ -11,7 +11,6 @@ from tests.ops.recorder import Recorder
 from tests.ops.samples import (
     MODELS,
     NUM_EXPERTS,
-    TOP_K,
     Sample,
     fused_model,
     model_weights,
@@ -20,6 +19,7 @@ from tests.ops.samples import (
 )
 
 IDS = torch.tensor([[0, 1], [1, 2], [-1, 4], [4, 0], [2, NUM_EXPERTS]])
+_, W_GATE_UP, W_DOWN = model_weights(requires_grad=False)
 LOW = (torch.bfloat16, torch.float16)
 # Which arguments of a raw op are data, to be lowered.
 DATA = {"gather_rows": (0,), "grouped_gemm": (0, 1, 3), "combine": (0,), "fused_experts": (0, 1, 2, 5, 6)}
@@ -96,14 +96,12 @@ def test_low_precision_routing_weights_become_float32() -> None:
 
 
 def fused_loss(x: Tensor) -> Tensor:
-    _, w_gate_up, w_down = model_weights(requires_grad=False)
-    return moe_ext.fused_experts(x, w_gate_up, w_down, torch.ones(IDS.shape), IDS).float().square().sum()
+    return moe_ext.fused_experts(x, W_GATE_UP, W_DOWN, torch.ones(IDS.shape), IDS).float().square().sum()
 
 
 def stepwise_loss(x: Tensor) -> Tensor:
     perm = moe_ext.permute(IDS, NUM_EXPERTS)
-    weight = model_weights(requires_grad=False)[1]
-    rows = moe_ext.grouped_gemm(moe_ext.gather_rows(x, perm), weight, perm.expert_offsets)
+    rows = moe_ext.grouped_gemm(moe_ext.gather_rows(x, perm), W_GATE_UP, perm.expert_offsets)
     return moe_ext.combine(rows, torch.ones(IDS.shape), perm).float().square().sum()
 
 
