@@ -30,7 +30,9 @@ def add_auxiliary_loss(x: Tensor, loss: Tensor, scale: float = 1.0) -> Tensor:
     `AddAuxiliaryLoss`, Megatron-LM `MoEAuxLossAutoScaler`.
 
     Caveats: when the main loss is multiplied before `backward()`, by a gradient scaler or by 1 / accumulation steps,
-    give the same factor as `scale`. No gradient arrives if x's output takes no part in the main loss at all.
+    give the same factor as `scale`. No gradient arrives if the result takes no part in the main loss at all. The
+    result shares the memory of x and must not be modified in place (PyTorch raises), so the routing weights are a
+    better carrier than the output of a layer.
 
     Args:
         x: any tensor. loss: one element, already multiplied by its coefficient. scale: the gradient `loss` gets.

@@ -91,9 +91,9 @@ class Experts(nn.Module):
                 nn.init.zeros_(bias)
 
     def forward(self, x: Tensor, topk_weights: Tensor, topk_ids: Tensor) -> Tensor:
-        """x [T, H], topk_weights [T, K], topk_ids [T, K] (sentinels contribute nothing) -> [T, H]."""
-        return fused_experts(
-            x,
+        """x [..., H] of T tokens, topk_weights [T, K], topk_ids [T, K] (sentinels contribute nothing) -> [..., H]."""
+        y = fused_experts(
+            x.reshape(-1, self.hidden_size),
             self.w_gate_up,
             self.w_down,
             topk_weights,
@@ -110,6 +110,9 @@ class Experts(nn.Module):
             alpha=self.alpha,
             limit=self.limit,
         )
+        # As nn.Linear does it: a plain view could be modified in place only with care, and FSDP2 warns about it. Nobody
+        # else holds this y.
+        return y if x.dim() == 2 else torch.ops.aten._unsafe_view(y, x.shape)
 
     def extra_repr(self) -> str:
         text = (

@@ -40,8 +40,8 @@ class MoE(nn.Module):
     `y = sum_k w_k FFN_{id_k}(x) + shared(x)`, with `(w, id) = router(x)`.
 
     Submodules, each usable alone and replaceable by anything of the same contract: `router` (hidden states [T, H] ->
-    `moe_ext.routing.RouterOutput`), `experts` (x, topk_weights, topk_ids -> [T, H]), `shared_expert` ([T, H] -> [T, H])
-    or None.
+    `moe_ext.routing.RouterOutput`), `experts` (x [..., H], topk_weights, topk_ids -> [..., H]), `shared_expert`
+    ([..., H] -> [..., H]) or None.
 
     **Auxiliary losses.** With a non-zero coefficient they act by themselves: in training, the backward pass through y
     adds the gradient of `MoELosses.total` (see `moe_ext.losses.add_auxiliary_loss`), and nothing has to be collected.
@@ -214,16 +214,17 @@ class MoE(nn.Module):
         if self.expert_counts is not None and self.training:
             self.expert_counts.add_(expert_counts(topk_ids, self.num_experts)[0])
 
-        y = self.experts(tokens, topk_weights, topk_ids)
-        if self.shared_expert is not None:
-            y = y + self.shared_expert(tokens)
-        y = y.reshape(x.shape)
-
         losses = None
         if return_losses:
             losses = self._losses(router_logits, topk_ids, x.shape)
         elif (self.load_balancing_coef or self.z_loss_coef) and self.training and torch.is_grad_enabled():
-            y = add_auxiliary_loss(y, self._losses(router_logits, topk_ids, x.shape).total, self.auxiliary_loss_scale)
+            # Carried by the weights, not by y: they are small, and y stays a tensor that may be modified in place.
+            total = self._losses(router_logits, topk_ids, x.shape).total
+            topk_weights = add_auxiliary_loss(topk_weights, total, self.auxiliary_loss_scale)
+
+        y = self.experts(x, topk_weights, topk_ids)
+        if self.shared_expert is not None:
+            y = y + self.shared_expert(x)
         if not (return_losses or return_metrics):
             return y
         metrics = None

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -21,6 +22,13 @@ class RouterOutput(NamedTuple):
     """[T, K] int32; -1 where no expert was chosen."""
     router_logits: Tensor
     """[T, E] float32 (float64 for float64 input)."""
+
+
+def _no_autocast(device_type: str) -> AbstractContextManager[Any]:
+    # torch.autocast refuses devices without autocast, among them meta.
+    if torch.amp.is_autocast_available(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
 
 
 class TopKRouter(nn.Module):
@@ -114,7 +122,7 @@ class TopKRouter(nn.Module):
     def compute_logits(self, x: Tensor) -> Tensor:
         """[T, H] -> router_logits [T, E], float32 (float64 for float64 x), with jitter while training."""
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        with torch.autocast(device_type=x.device.type, enabled=False):
+        with _no_autocast(x.device.type):
             x = x.to(dtype)
             if self.training and self.jitter > 0:
                 x = x * torch.empty_like(x).uniform_(1 - self.jitter, 1 + self.jitter)
@@ -123,22 +131,21 @@ class TopKRouter(nn.Module):
     def forward(self, x: Tensor) -> RouterOutput:
         """[T, H], any float dtype -> `RouterOutput`."""
         router_logits = self.compute_logits(x)
-        with torch.autocast(device_type=x.device.type, enabled=False):
-            topk_weights, topk_ids = route(
-                router_logits,
-                self.top_k,
-                score=self.score,
-                softmax_after=self.softmax_after,
-                bias=self.expert_bias,
-                num_groups=self.num_groups,
-                topk_groups=self.topk_groups,
-                group_top=self.group_top,
-                group_fill=self.group_fill,
-                renormalize=self.renormalize,
-                eps=self.eps,
-                scale=self.scale,
-                nonfinite=self.nonfinite,
-            )
+        topk_weights, topk_ids = route(
+            router_logits,
+            self.top_k,
+            score=self.score,
+            softmax_after=self.softmax_after,
+            bias=self.expert_bias,
+            num_groups=self.num_groups,
+            topk_groups=self.topk_groups,
+            group_top=self.group_top,
+            group_fill=self.group_fill,
+            renormalize=self.renormalize,
+            eps=self.eps,
+            scale=self.scale,
+            nonfinite=self.nonfinite,
+        )
         return RouterOutput(topk_weights, topk_ids, router_logits)
 
     def update_expert_bias(self, counts: Tensor, rate: float = 1e-3, mode: UpdateMode = "sign") -> None:
