@@ -83,7 +83,7 @@ def plot_load(history: History, path: Path, columns: int = 120) -> None:
         panels: list[Axes] = list(all_axes[:, 0])
         for layer, axes in enumerate(panels[:-1]):
             image = axes.imshow(
-                share[:, layer].T, aspect="auto", origin="lower", cmap="RdBu_r", vmin=0, vmax=2,
+                share[:, layer].T.numpy(), aspect="auto", origin="lower", cmap="RdBu_r", vmin=0, vmax=2,
                 interpolation="nearest", extent=(0, history.steps, -0.5, num_experts - 0.5),
             )  # fmt: skip
             axes.set_ylabel(f"layer {layer + 2}\nexpert")
@@ -92,7 +92,7 @@ def plot_load(history: History, path: Path, columns: int = 120) -> None:
         middles = [min((i + 0.5) * width, history.steps) for i in range(len(share))]
         for layer in range(num_layers):
             color = plt.get_cmap("viridis")(0.85 * layer / max(1, num_layers - 1))
-            panels[-1].plot(middles, share[:, layer].amax(-1) - 1, color=color, label=f"layer {layer + 2}")
+            panels[-1].plot(middles, (share[:, layer].amax(-1) - 1).numpy(), color=color, label=f"layer {layer + 2}")
         panels[-1].set(xlabel="training step", ylabel="MaxVio", xlim=(0, history.steps))
         panels[-1].set_ylim(bottom=0)
         panels[-1].legend(frameon=False, ncols=min(num_layers, 6), fontsize=8.5, loc="upper right")

@@ -45,7 +45,7 @@ class HuggingFaceExperts(nn.Module):
         self.experts.gate_up_proj, self.experts.down_proj = experts.w_gate_up, experts.w_down
 
     def forward(self, x: Tensor, topk_weights: Tensor, topk_ids: Tensor) -> Tensor:
-        return self.experts(x, topk_ids.long(), topk_weights)
+        return self.experts(x.flatten(0, -2), topk_ids.long(), topk_weights).reshape(x.shape)
 
 
 @contextmanager

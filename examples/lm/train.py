@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .data import BatchSampler
 from .model import LanguageModel
 
-WARMUP_STEPS = 40
+WARMUP_STEPS = 10
 FINAL_LEARNING_RATE = 0.02  # as a share of the peak
 BIAS_RATE_END = 0.9  # share of the training after which the selection bias stands still, as in DeepSeek-V3
 

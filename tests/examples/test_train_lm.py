@@ -167,34 +167,45 @@ def test_a_file_that_is_no_model_is_refused(tmp_path: Path, capsys) -> None:
     assert "is not a safetensors file" in capsys.readouterr().err
 
 
-def test_cached_generation_equals_the_whole_sequence() -> None:
+def _model_with_working_layers():
     from lm.model import LanguageModel, ModelConfig
 
     torch.manual_seed(0)
-    model = LanguageModel(ModelConfig(32, 3, 2, 8, 2, 16, 32)).eval()
+    model = LanguageModel(ModelConfig(hidden=32, layers=3, heads=2, experts=8, top_k=2, intermediate=16, context=32))
+    with torch.no_grad():
+        for parameter in model.parameters():  # training starts from layers that add nothing
+            if not parameter.any():
+                parameter.normal_(std=0.2)
+    return model.eval()
+
+
+@torch.inference_mode()
+def test_cached_generation_equals_the_whole_sequence() -> None:
+    model = _model_with_working_layers()
     tokens = torch.randint(256, (1, 32))
     cache: list = []
-    with torch.inference_mode():
-        whole = model(tokens)
-        parts = [model(tokens[:, :20], cache)]
-        parts += [model(tokens[:, at : at + 1], cache, at) for at in range(20, 32)]
-    torch.testing.assert_close(torch.cat(parts, dim=1), whole, rtol=1e-4, atol=1e-4)
+    parts = [model(tokens[:, :20], cache)]
+    parts += [model(tokens[:, at : at + 1], cache, at) for at in range(20, 32)]
+    torch.testing.assert_close(torch.cat(parts, dim=1), model(tokens), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("implementation", ["grouped_mm", "eager"])
+@torch.inference_mode()
 def test_hugging_face_experts_compute_the_same_function(implementation: str) -> None:
     pytest.importorskip("transformers")
-    from lm.model import LanguageModel, ModelConfig
-    from lm.speed import experts_replaced
+    from lm.speed import HuggingFaceExperts, experts_replaced
 
-    torch.manual_seed(0)
-    model = LanguageModel(ModelConfig(32, 3, 2, 8, 2, 16, 32)).eval()
+    model = _model_with_working_layers()
     tokens = torch.randint(256, (2, 32))
-    with torch.inference_mode():
-        own = model(tokens)
-        with experts_replaced(model, implementation):
-            theirs = model(tokens)
+    own = model(tokens)
+    with experts_replaced(model, implementation):
+        assert all(isinstance(layer.experts, HuggingFaceExperts) for layer in model.moe_layers())
+        theirs = model(tokens)
+    assert not any(isinstance(layer.experts, HuggingFaceExperts) for layer in model.moe_layers())
     torch.testing.assert_close(theirs, own, rtol=1e-4, atol=1e-4)
+    for layer in model.moe_layers():
+        layer.experts.w_down.zero_()
+    assert (model(tokens) - own).abs().max() > 0.01, "the experts must matter, or the comparison means nothing"
 
 
 def _tensor(text: bytes) -> torch.Tensor:
