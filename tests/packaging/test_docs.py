@@ -101,5 +101,7 @@ def test_a_feature_that_exists_names_its_test(row: list[str]) -> None:
 
 def test_the_versions_agree() -> None:
     (version,) = re.findall(r'^version = "(.*)"$', read("pyproject.toml"), flags=re.MULTILINE)
-    assert moe_ext.__version__ == version
     assert f"version: {version}" in read("CITATION.cff")
+    if moe_ext.__version__ == "0.0.0+source":
+        pytest.skip("moe_ext runs from the source tree; it was never installed")
+    assert moe_ext.__version__ == version
