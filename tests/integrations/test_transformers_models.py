@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("transformers", minversion="5.0", reason="needs transformers 5.0 or newer")
 
@@ -25,7 +26,36 @@ Results = dict[str, Tensor]
 NUM_DRAWS = 4
 
 
-def logits_and_gradients(model: nn.Module, implementation: str, num_draws: int = 1) -> Results:
+class SameChoices(TorchDispatchMode):
+    """Lets the first model that runs under it make its top-k choices, and all later ones repeat them.
+
+    Rounding moves the logits of a router a little, and where two experts are nearly equal another one is chosen. That
+    is no error of the experts, but it would hide theirs: it changes a whole token.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.choices: list[Tensor] = []
+        self.num_calls = 0
+        self.replaying = False
+
+    def replay(self) -> "SameChoices":
+        self.replaying, self.num_calls = True, 0
+        return self
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is not torch.ops.aten.topk.default:
+            return func(*args, **(kwargs or {}))
+        if not self.replaying:
+            values, indices = func(*args, **(kwargs or {}))
+            self.choices.append(indices)
+            return values, indices
+        indices = self.choices[self.num_calls]
+        self.num_calls += 1
+        return args[0].gather(args[2] if len(args) > 2 else -1, indices), indices
+
+
+def logits_and_gradients(model: nn.Module, implementation: str, choices: SameChoices, num_draws: int = 1) -> Results:
     """Logits and the gradient of every parameter, float64, for several draws of inputs.
 
     All draws, and all parameters of one role in several layers, share an entry: a handful of values, such as the
@@ -35,13 +65,15 @@ def logits_and_gradients(model: nn.Module, implementation: str, num_draws: int =
     results: dict[str, list[Tensor]] = {}
     for draw in range(num_draws):
         model.zero_grad()
-        logits = model(input_ids(seed=draw)).logits
+        with choices:
+            logits = model(input_ids(seed=draw)).logits
         cotangent = torch.randn(logits.shape, generator=torch.Generator().manual_seed(draw), dtype=torch.float64)
         (logits.double() * cotangent).sum().backward()
         results.setdefault("logits", []).append(logits.detach())
         for name, parameter in model.named_parameters():
             if parameter.grad is not None:
                 results.setdefault(re.sub(r"\.\d+\.", ".N.", name), []).append(parameter.grad)
+    assert choices.num_calls in (0, len(choices.choices))
     return {name: torch.cat([part.double().flatten() for part in parts]) for name, parts in results.items()}
 
 
@@ -64,19 +96,26 @@ class Subject:
 
     model: nn.Module
     truth: Results
+    choices: SameChoices
     limits: dict[str, float]
 
     def excesses(self, implementation: str) -> dict[str, str]:
-        ours = measures(logits_and_gradients(self.model, implementation, NUM_DRAWS), self.truth)
+        results = logits_and_gradients(self.model, implementation, self.choices.replay(), NUM_DRAWS)
+        ours = measures(results, self.truth)
         limits = self.limits
         return {name: f"{ours[name]:.2e}, limit {limits[name]:.2e}" for name in ours if not ours[name] < limits[name]}
 
 
 def prepare(model: nn.Module) -> Subject:
-    truth = logits_and_gradients(copy.deepcopy(model).double(), "eager", NUM_DRAWS)
-    own = [measures(logits_and_gradients(model, name, NUM_DRAWS), truth) for name in ("eager", "grouped_mm")]
+    choices = SameChoices()
+    truth = logits_and_gradients(copy.deepcopy(model).double(), "eager", choices, NUM_DRAWS)
+    assert len(choices.choices) >= NUM_DRAWS * NUM_MOE_LAYERS
+    own = [
+        measures(logits_and_gradients(model, name, choices.replay(), NUM_DRAWS), truth)
+        for name in ("eager", "grouped_mm")
+    ]
     slack = 2 * torch.finfo(next(model.parameters()).dtype).eps
-    return Subject(model, truth, {name: 2 * max(values[name] for values in own) + slack for name in own[0]})
+    return Subject(model, truth, choices, {name: 2 * max(values[name] for values in own) + slack for name in own[0]})
 
 
 @functools.cache
@@ -185,12 +224,16 @@ def test_generate(family: str, count_ops: dict[str, int]) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("family", ["mixtral", "gpt_oss", "nemotron_h"])
 def test_compiles_as_one_graph(family: str) -> None:
+    def logits_and_weight_gradient(model: nn.Module) -> tuple[Tensor, ...]:
+        logits = model(input_ids()).logits
+        return logits, *torch.autograd.grad(logits.square().sum(), experts_modules(model)[0].down_proj)
+
     model = build(family)
-    expected = logits_and_gradients(model, "moe_ext")
+    model.set_experts_implementation("moe_ext")
+    expected = logits_and_weight_gradient(model)
     torch.compiler.reset()
     model.forward = torch.compile(model.forward, fullgraph=True, backend="aot_eager")
-    errors = measures(logits_and_gradients(model, "moe_ext"), expected)
-    assert max(errors.values()) < 1e-5, errors
+    torch.testing.assert_close(logits_and_weight_gradient(model), expected, rtol=1e-4, atol=1e-4)
     torch.compiler.reset()
 
 
@@ -204,12 +247,17 @@ def test_from_config_and_per_module_choice() -> None:
         model.set_experts_implementation("no_such_thing")
 
 
-def test_autocast() -> None:
+def test_autocast(count_ops: dict[str, int]) -> None:
     model = build("mixtral")
-    model.set_experts_implementation("eager")
+    choices = SameChoices()
+    logits = {}
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        expected = model(input_ids()).logits
-        model.set_experts_implementation("moe_ext")
-        actual = model(input_ids()).logits
-    assert actual.dtype == expected.dtype
-    assert (actual - expected).norm() / expected.norm() < 0.03
+        for implementation in ("eager", "moe_ext"):
+            model.set_experts_implementation(implementation)
+            with choices:
+                logits[implementation] = model(input_ids()).logits
+            choices.replay()
+    assert count_ops["fused_experts"] == NUM_MOE_LAYERS
+    assert logits["moe_ext"].dtype == logits["eager"].dtype
+    difference = (logits["moe_ext"] - logits["eager"]).float()
+    assert difference.norm() / logits["eager"].float().norm() < 0.02

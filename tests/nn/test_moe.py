@@ -79,13 +79,14 @@ def test_extreme_expert_counts(num_experts: int, top_k: int) -> None:
     torch.testing.assert_close(layer(x), plain.moe(layer, x))
 
 
-@pytest.mark.parametrize("options", [{"save": "none"}, {"workspace_limit": 4096}, {"deterministic": True}], ids=str)
+@pytest.mark.parametrize("options", [{"save": "none"}, {"workspace_limit": 32768}, {"deterministic": True}], ids=str)
 def test_ways_to_compute_do_not_change_the_result(options: dict[str, object]) -> None:
+    # Wide enough for the limit to matter: all rows at once would take 60 * 160 * 8 bytes.
     torch.manual_seed(1)
-    expected = MoE(H, INTERMEDIATE, E, K).double()
+    expected = MoE(160, INTERMEDIATE, E, K).double()
     torch.manual_seed(1)
-    layer = MoE(H, INTERMEDIATE, E, K, **options).double()
-    x = torch.randn(20, H, dtype=torch.float64)
+    layer = MoE(160, INTERMEDIATE, E, K, **options).double()
+    x = torch.randn(20, 160, dtype=torch.float64)
     torch.testing.assert_close(layer(x), expected(x))
     layer(x).square().sum().backward()
     expected(x).square().sum().backward()
