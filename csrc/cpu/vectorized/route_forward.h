@@ -38,16 +38,21 @@ struct KeyOf<double> {
 template <class A>
 using key_t = typename KeyOf<A>::type;
 
-static inline int32_t rank(float x) {
-  const int32_t bits = bits_of(x + 0.0f);  // -0 becomes 0
-  return x != x ? INT32_MAX : bits ^ ((bits >> 31) & INT32_MAX);
+// Integers in the order of the floats with these bits; its own inverse. NaN has no place in it.
+static inline int32_t order(int32_t bits) { return bits ^ ((bits >> 31) & INT32_MAX); }
+static inline int64_t order(int64_t bits) { return bits ^ ((bits >> 63) & INT64_MAX); }
+static inline bool is_nan(int32_t bits) { return (bits & INT32_MAX) > 0x7f800000; }
+static inline bool is_nan(int64_t bits) { return (bits & INT64_MAX) > 0x7ff0000000000000; }
+
+// The order of experts: NaN above everything, -0 equal to 0.
+template <class A>
+static inline key_t<A> rank(A x) {
+  const key_t<A> bits = bits_of(x + A(0));
+  const key_t<A> key = order(bits);
+  return is_nan(bits) ? KeyOf<A>::kHighest : key;
 }
-static inline int64_t rank(double x) {
-  const int64_t bits = bits_of(x + 0.0);
-  return x != x ? INT64_MAX : bits ^ ((bits >> 63) & INT64_MAX);
-}
-static inline float value_of(int32_t key) { return float_of(key ^ ((key >> 31) & INT32_MAX)); }
-static inline double value_of(int64_t key) { return double_of(key ^ ((key >> 63) & INT64_MAX)); }
+static inline float value_of(int32_t key) { return float_of(order(key)); }
+static inline double value_of(int64_t key) { return double_of(order(key)); }
 
 static inline float square_root(float x) { return __builtin_sqrtf(x); }
 static inline double square_root(double x) { return __builtin_sqrt(x); }
@@ -55,7 +60,8 @@ static inline double square_root(double x) { return __builtin_sqrt(x); }
 template <class K>
 static inline K largest(const K* __restrict keys, int64_t count) {
   K best = keys[0];
-  for (int64_t i = 1; i < count; ++i) best = keys[i] > best ? keys[i] : best;
+#pragma GCC unroll 1  // unrolled whole, a short loop would not be vectorised
+  for (int64_t i = 0; i < count; ++i) best = keys[i] > best ? keys[i] : best;
   return best;
 }
 
@@ -69,12 +75,13 @@ static inline int64_t first_equal(const K* __restrict keys, K key) {
 // The largest of a padded row, NaN if there is one.
 template <class A>
 static inline A row_maximum(const A* __restrict z, int64_t blocks) {
-  key_t<A> best = KeyOf<A>::kLowest;
+  key_t<A> best = KeyOf<A>::kLowest, any_nan = 0;
   for (int64_t i = 0; i < blocks * kBlock; ++i) {
-    const key_t<A> key = rank(z[i]);
+    const key_t<A> key = order(bits_of(z[i]));
     best = key > best ? key : best;
+    any_nan |= is_nan(bits_of(z[i])) ? 1 : 0;
   }
-  return value_of(best);
+  return value_of(any_nan != 0 ? KeyOf<A>::kHighest : best);
 }
 
 // The sum of a padded row over kBlock lanes, which are then added pairwise.
@@ -94,6 +101,7 @@ static inline A row_sum(const A* __restrict v, int64_t blocks) {
   }
   A lanes[kBlock];
   memcpy(lanes, sums, sizeof(lanes));
+#pragma GCC unroll 1
   for (int64_t width = kBlock / 2; width > 0; width /= 2) {
     for (int64_t l = 0; l < width; ++l) lanes[l] += lanes[l + width];
   }
@@ -167,6 +175,7 @@ static inline void select(const Row<float>& row, int64_t count, int64_t top_k, i
     ids[k] = static_cast<int32_t>(id);
     int64_t* __restrict chunk = candidates + id / kChunk * kChunk;
     runner_up = INT64_MIN;
+#pragma GCC unroll 1
     for (int64_t l = 0; l < kChunk; ++l) {
       const int64_t current = chunk[l] == winner ? INT64_MIN : chunk[l];
       chunk[l] = current;
