@@ -13,7 +13,7 @@ from . import _versions
 _versions.check_before_loading()
 try:
     # Loading it is what registers torch.ops.moe_ext.*
-    from . import _C
+    import moe_ext._C as _C
 except ImportError as _error:
     raise ImportError(_versions.explain_failed_load(_error)) from _error
 _versions.check_after_loading(_C.build_info())

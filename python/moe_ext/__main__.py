@@ -10,7 +10,7 @@ from importlib import import_module
 import torch
 
 import moe_ext
-from moe_ext import _C
+import moe_ext._C as _C
 
 
 def report() -> dict[str, dict[str, str]]:

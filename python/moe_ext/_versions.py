@@ -47,7 +47,7 @@ def check_after_loading(build_info: Mapping[str, Any]) -> None:
 
 def explain_failed_load(error: ImportError) -> str:
     """What to tell the user when ``moe_ext._C`` could not be imported."""
-    if isinstance(error, ModuleNotFoundError) and error.name in ("moe_ext._C", None):
+    if isinstance(error, ModuleNotFoundError) and error.name == "moe_ext._C":
         return f"the extension moe_ext._C has not been built for this Python; build it with: {REINSTALL}"
     return (
         f"the extension moe_ext._C could not be loaded with torch {torch.__version__}: {error}. "

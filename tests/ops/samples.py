@@ -59,7 +59,7 @@ def samples(dtype: torch.dtype = torch.float32) -> list[Sample]:
     weight_bias = data(NUM_EXPERTS, INTERMEDIATE_SIZE)
     topk_weights = torch.rand(NUM_TOKENS, TOP_K, generator=generator).to(weights_dtype)
     gather = torch.randint(NUM_TOKENS, (NUM_ROWS,), generator=generator, dtype=torch.int32)
-    accumulator = torch.randn(NUM_EXPERTS, INTERMEDIATE_SIZE, HIDDEN_SIZE, generator=generator)
+    accumulator = torch.randn(NUM_EXPERTS, INTERMEDIATE_SIZE, HIDDEN_SIZE, generator=generator).to(weights_dtype)
 
     plain = (logits, TOP_K, "softmax", False, None, 1, 1, 1, "-inf", False, 1e-20, 1.0, "propagate")
     grouped = (logits, TOP_K, "sigmoid", False, bias, 5, 3, 2, "0", True, 1e-20, 2.5, "sanitize")
