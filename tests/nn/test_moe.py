@@ -317,6 +317,11 @@ def test_errors(options: dict[str, object], message: str) -> None:
         MoE(H, INTERMEDIATE, E, K, **options)
 
 
+def test_interleaving_needs_a_gate() -> None:
+    with pytest.raises(ValueError, match="interleaved"):
+        Experts(H, INTERMEDIATE, E, activation="relu2", interleaved=True)
+
+
 def test_parts_can_be_replaced() -> None:
     class RoundRobin(nn.Module):
         score, nonfinite = "softmax", "propagate"

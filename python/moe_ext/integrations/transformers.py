@@ -7,10 +7,11 @@ Importing registers the name. Every model whose experts Transformers dispatches 
 layouts, with gradients, under `torch.compile` and in `generate`. The choice isn't saved with a model.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 try:
     from transformers.integrations.moe import ExpertsInterface
@@ -33,7 +34,7 @@ def register(name: str = NAME) -> None:
     ExpertsInterface.register(name, experts_forward)
 
 
-def experts_forward(self: nn.Module, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+def experts_forward(self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
     """The forward of a Transformers experts module; see `transformers.integrations.moe.ExpertsInterface`.
 
     The weights are used where they are, in the layout that the module's flags state (`is_transposed`, `has_bias`,
@@ -50,75 +51,76 @@ def experts_forward(self: nn.Module, hidden_states: Tensor, top_k_index: Tensor,
     Returns:
         [T, H] in the dtype of `hidden_states`.
     """
+    # Not every version of Transformers sets every flag.
     has_gate = getattr(self, "has_gate", True)
-    prefix = "gate_up_proj" if has_gate else "up_proj"
-    has_bias = getattr(self, "has_bias", False)
-    w_in = getattr(self, prefix)
-    w_down = self.down_proj.to(w_in.dtype)
-    b_in = getattr(self, f"{prefix}_bias").to(w_in.dtype) if has_bias else None
-    b_down = self.down_proj_bias.to(w_in.dtype) if has_bias else None
     has_norm = getattr(self, "has_post_expert_norm", False)
-
-    x = hidden_states.to(w_in.dtype)
+    weights = _weights_of(self, "gate_up_proj" if has_gate else "up_proj")
+    x = hidden_states.to(weights.w_in.dtype)
     epilogue = None if has_norm else recognise(self, has_gate)
-    if epilogue is not None:
-        y = _fused(self, epilogue, x, w_in, w_down, b_in, b_down, top_k_index, top_k_weights)
+    if epilogue is None:
+        between = self._apply_gate if has_gate else self.act_fn
+        after = self.post_expert_norm if has_norm else None
+        y = _in_steps(x, weights, top_k_index, top_k_weights, between, after)
     else:
-        y = _in_steps(self, has_gate, has_norm, x, w_in, w_down, b_in, b_down, top_k_index, top_k_weights)
+        y = _fused(x, weights, top_k_index, top_k_weights, epilogue)
     return y.to(hidden_states.dtype)
 
 
-def _fused(
-    experts: Any,
-    epilogue: Epilogue,
-    x: Tensor,
-    w_in: Tensor,
-    w_down: Tensor,
-    b_in: Tensor | None,
-    b_down: Tensor | None,
-    top_k_index: Tensor,
-    top_k_weights: Tensor,
-) -> Tensor:
+class _Weights(NamedTuple):
+    w_in: Tensor
+    w_down: Tensor
+    b_in: Tensor | None
+    b_down: Tensor | None
+    transposed: bool
+
+
+def _weights_of(experts: Any, in_proj: str) -> _Weights:
+    w_in: Tensor = getattr(experts, in_proj)
+    has_bias = getattr(experts, "has_bias", False)
+    # They nearly always share a dtype already; the ops insist on it.
+    return _Weights(
+        w_in=w_in,
+        w_down=experts.down_proj.to(w_in.dtype),
+        b_in=getattr(experts, f"{in_proj}_bias").to(w_in.dtype) if has_bias else None,
+        b_down=experts.down_proj_bias.to(w_in.dtype) if has_bias else None,
+        transposed=getattr(experts, "is_transposed", False),
+    )
+
+
+def _fused(x: Tensor, weights: _Weights, topk_ids: Tensor, topk_weights: Tensor, epilogue: Epilogue) -> Tensor:
     return fused_experts(
         x,
-        w_in,
-        w_down,
-        top_k_weights,
-        top_k_index,
+        weights.w_in,
+        weights.w_down,
+        topk_weights,
+        topk_ids,
         activation=epilogue.activation,
-        b_gate_up=b_in,
-        b_down=b_down,
+        b_gate_up=weights.b_in,
+        b_down=weights.b_down,
         interleaved=epilogue.interleaved,
-        transposed=getattr(experts, "is_transposed", False),
+        transposed=weights.transposed,
         alpha=epilogue.alpha,
         limit=epilogue.limit,
     )
 
 
 def _in_steps(
-    experts: Any,
-    has_gate: bool,
-    has_norm: bool,
     x: Tensor,
-    w_in: Tensor,
-    w_down: Tensor,
-    b_in: Tensor | None,
-    b_down: Tensor | None,
-    top_k_index: Tensor,
-    top_k_weights: Tensor,
+    weights: _Weights,
+    topk_ids: Tensor,
+    topk_weights: Tensor,
+    between: Callable[[Tensor], Tensor],
+    after: Callable[[Tensor], Tensor] | None,
 ) -> Tensor:
-    transposed = getattr(experts, "is_transposed", False)
-    order = permute(top_k_index, w_in.shape[0])
+    w_in, w_down, b_in, b_down, transposed = weights
+    order = permute(topk_ids, w_in.shape[0])
     offsets = order.expert_offsets
-    # Rows of no expert gather token -1, which is never read.
-    tokens = torch.div(order.row_to_slot, top_k_index.shape[1], rounding_mode="floor")
-    rows = grouped_gemm(x, w_in, offsets, bias=b_in, transposed=transposed, gather=tokens)
-    rows = experts._apply_gate(rows) if has_gate else experts.act_fn(rows)
-    # Autocast or the module's own arithmetic may have widened the rows.
+    # Rows of no expert would gather token -1, but are never read.
+    tokens = torch.div(order.row_to_slot, topk_ids.shape[1], rounding_mode="floor")
+    rows = between(grouped_gemm(x, w_in, offsets, bias=b_in, transposed=transposed, gather=tokens))
+    # The module's own arithmetic may have widened the rows.
     rows = grouped_gemm(rows.to(w_down.dtype), w_down, offsets, bias=b_down, transposed=transposed)
-    if has_norm:
-        rows = experts.post_expert_norm(rows)
-    return combine(rows, top_k_weights, order)
+    return combine(rows if after is None else after(rows), topk_weights, order)
 
 
 register()

@@ -17,7 +17,7 @@ class _AddAuxiliaryLoss(torch.autograd.Function):
         ctx.loss_dtype, ctx.loss_device, ctx.loss_shape = loss.dtype, loss.device, loss.shape
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, Tensor, None]:
         grad_loss = torch.full(ctx.loss_shape, ctx.scale, dtype=ctx.loss_dtype, device=ctx.loss_device)
         return grad_output, grad_loss, None
 

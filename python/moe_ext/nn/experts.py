@@ -1,6 +1,6 @@
 """The routed experts: stacked weights and one call of `moe_ext.fused_experts`."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +54,8 @@ class Experts(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
+        if interleaved and not is_gated(activation):
+            raise ValueError(f"Experts: interleaved=True needs an activation with a gate, got {activation!r}")
         self.hidden_size = hidden_size
         self.intermediate_size = intermediate_size
         self.num_experts = num_experts
@@ -71,7 +73,7 @@ class Experts(nn.Module):
         up_shape, down_shape = (width, hidden_size), (hidden_size, intermediate_size)
         if transposed:
             up_shape, down_shape = up_shape[::-1], down_shape[::-1]
-        factory = {"dtype": dtype, "device": device}
+        factory: dict[str, Any] = {"dtype": dtype, "device": device}
         self.w_gate_up = nn.Parameter(torch.empty(num_experts, *up_shape, **factory))
         self.w_down = nn.Parameter(torch.empty(num_experts, *down_shape, **factory))
         if bias:

@@ -1,5 +1,7 @@
 """The expert that every token goes to: an ordinary feed-forward network, with a gate if wanted."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -50,7 +52,7 @@ class SharedExpert(nn.Module):
         self.limit = limit
         self.init_std = init_std
         width = (2 if is_gated(activation) else 1) * intermediate_size
-        factory = {"dtype": dtype, "device": device}
+        factory: dict[str, Any] = {"dtype": dtype, "device": device}
         self.w_gate_up = nn.Parameter(torch.empty(width, hidden_size, **factory))
         self.w_down = nn.Parameter(torch.empty(hidden_size, intermediate_size, **factory))
         if bias:

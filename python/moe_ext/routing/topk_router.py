@@ -98,7 +98,7 @@ class TopKRouter(nn.Module):
         self.nonfinite = nonfinite
         self.jitter = jitter
         self.init_std = init_std
-        float32 = {"device": device, "dtype": torch.float32}
+        float32: dict[str, Any] = {"device": device, "dtype": torch.float32}
         self.weight = nn.Parameter(torch.empty(num_experts, hidden_size, **float32))
         if bias:
             self.bias = nn.Parameter(torch.empty(num_experts, **float32))
