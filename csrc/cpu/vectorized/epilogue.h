@@ -3,6 +3,7 @@
 
 #include "cpu/gemm.h"
 #include "cpu/vectorized/activation.h"
+#include "cpu/vectorized/pack.h"
 
 namespace moe::cpu::MOE_ISA {
 
@@ -14,23 +15,24 @@ struct EpilogueBlock {
   int64_t row0, rows, col0, columns;
 };
 
-// The widest block of columns that any engine hands over.
+// The widest block of columns that any engine hands over: one group, or all of a super block to be stored as it is.
 static constexpr int64_t kMaxColumns = 64;
+static constexpr int64_t kMaxStoredColumns = 256;
 
 // A run of a stored row; step is 2 for interleaved gate and up.
 template <class T>
 static inline void load_run(const T* source, int64_t step, int64_t count, acc_t<T>* __restrict target) {
   if (step == 1) {
-    for (int64_t j = 0; j < count; ++j) target[j] = to_acc(source[j]);
+    for_each_in_blocks(count, [&](int64_t j) { target[j] = to_acc(source[j]); });
   } else {
     for (int64_t j = 0; j < count; ++j) target[j] = to_acc(source[j * step]);
   }
 }
 
 template <class T>
-static inline void store_run(const acc_t<T>* __restrict source, T* target, int64_t step, int64_t count) {
+static inline void store_run(const acc_t<T>* __restrict source, T* __restrict target, int64_t step, int64_t count) {
   if (step == 1) {
-    for (int64_t j = 0; j < count; ++j) target[j] = from_acc<T>(source[j]);
+    for_each_in_blocks(count, [&](int64_t j) { target[j] = from_acc<T>(source[j]); });
   } else {
     for (int64_t j = 0; j < count; ++j) target[j * step] = from_acc<T>(source[j]);
   }
@@ -38,7 +40,7 @@ static inline void store_run(const acc_t<T>* __restrict source, T* target, int64
 
 template <class T, class A>
 static void store_block(const EpilogueParams& p, const EpilogueBlock<A>& block) {
-  A bias[kMaxColumns], sum[kMaxColumns];
+  A bias[kMaxStoredColumns], sum[kMaxStoredColumns];
   if (p.bias) load_run(static_cast<const T*>(p.bias) + block.col0 * p.bias_stride, p.bias_stride, block.columns, bias);
   T* out = static_cast<T*>(p.out) + block.col0 * p.out_col_stride;
   for (int64_t i = 0; i < block.rows; ++i) {
@@ -57,7 +59,7 @@ static void accumulate_block(const EpilogueParams& p, const EpilogueBlock<A>& bl
     const A* __restrict c = block.gate + i * block.ld;
     A* __restrict out = static_cast<A*>(p.out) + (block.row0 + i) * p.out_row_stride + block.col0 * p.out_col_stride;
     if (p.out_col_stride == 1) {
-      for (int64_t j = 0; j < block.columns; ++j) out[j] += c[j];
+      for_each_in_blocks(block.columns, [&](int64_t j) { out[j] += c[j]; });
     } else {
       for (int64_t j = 0; j < block.columns; ++j) out[j * p.out_col_stride] += c[j];
     }

@@ -112,44 +112,68 @@ class GemmDriver {
 
   // One super block times one block of k, into c_.
   void multiply(int64_t n0, int64_t columns, int64_t k0, int64_t k) {
-    const int64_t padded_k = round_up(k, Engine::kStep);
-    const bool accumulate = k0 > 0;
-    Source<T> half_source[2] = {b_, b_};
-    half_source[1].data += job_.pair_offset;
-    const int64_t width = swapped_ ? Engine::kP : Engine::kQ;
-    for (int64_t group = 0; group < groups(columns); ++group) {
-      const int64_t group_columns = left(columns, group * Engine::kGroup, Engine::kGroup);
-      for (int64_t half = 0; half < halves_; ++half) {
-        for (int64_t j = 0; j < group_columns; j += width) {
-          const int64_t panel_columns = left(group_columns, j, width);
-          const int64_t column = n0 + group * Engine::kGroup + j;
-          const int64_t c_column = (group * halves_ + half) * Engine::kGroup + j;
-          if (swapped_) {
-            const int64_t ld = panel_stride<Engine>(padded_k);
-            Engine::template pack_p<T>(half_source[half], column, panel_columns, k0, k, padded_k, packed_b_, ld,
-                                       false);
-            for (int64_t i = 0; i < job_.m; i += Engine::kQ) {
-              const int64_t q_width = Engine::q_width(left(job_.m, i, Engine::kQ));
-              Engine::micro(false, packed_b_, ld, panel_columns, a_panel(i) + k0 * q_width, q_width, padded_k,
-                            c_ + c_column * c_stride() + i, c_stride(), accumulate);
-            }
-          } else {
-            const int64_t q_width = Engine::q_width(panel_columns);
-            Engine::template pack_q<T>(half_source[half], column, panel_columns, k0, k, padded_k, q_width, packed_b_);
-            const int64_t ld = panel_stride<Engine>(plan_.padded_k);
-            for (int64_t i = 0; i < job_.m; i += Engine::kP) {
-              Engine::micro(a_k_major_, a_panel(i) + k0 * (a_k_major_ ? Engine::kP : 1), ld,
-                            left(job_.m, i, Engine::kP), packed_b_, q_width, padded_k,
-                            c_ + i * c_stride() + c_column, c_stride(), accumulate);
-            }
-          }
-        }
+    for (int64_t half = 0; half < halves_; ++half) {
+      Source<T> source = b_;
+      source.data += half * job_.pair_offset;
+      if (swapped_) {
+        multiply_swapped(source, half, n0, columns, k0, k);
+      } else {
+        multiply_natural(source, half, n0, columns, k0, k);
+      }
+    }
+  }
+
+  // Where column j of a half of the super block stands in c_.
+  int64_t c_column(int64_t half, int64_t j) const {
+    return (j / Engine::kGroup * halves_ + half) * Engine::kGroup + j % Engine::kGroup;
+  }
+
+  void multiply_swapped(const Source<T>& source, int64_t half, int64_t n0, int64_t columns, int64_t k0, int64_t k) {
+    const int64_t padded_k = round_up(k, Engine::kStep), ld = panel_stride<Engine>(padded_k);
+    for (int64_t j = 0; j < columns; j += Engine::kP) {
+      const int64_t panel_columns = left(columns, j, Engine::kP);
+      Engine::template pack_p<T>(source, n0 + j, panel_columns, k0, k, padded_k, packed_b_, ld, false);
+      Acc* c = c_ + c_column(half, j) * c_stride();
+      for (int64_t i = 0; i < job_.m; i += Engine::kQ) {
+        const int64_t q_width = Engine::q_width(left(job_.m, i, Engine::kQ));
+        Engine::micro(false, packed_b_, ld, panel_columns, a_panel(i) + k0 * q_width, q_width, padded_k, c + i,
+                      c_stride(), k0 > 0);
+      }
+    }
+  }
+
+  void multiply_natural(const Source<T>& source, int64_t half, int64_t n0, int64_t columns, int64_t k0, int64_t k) {
+    const int64_t padded_k = round_up(k, Engine::kStep), panel_size = Engine::kQ * padded_k;
+    const int64_t last_width = Engine::q_width(columns - columns / Engine::kQ * Engine::kQ);
+    if (source.outer_contiguous()) {
+      pack_q_panels<Engine::kQ>(source, n0, columns, k0, k, padded_k, last_width, packed_b_, panel_size);
+    } else {
+      for (int64_t j = 0; j < columns; j += Engine::kQ) {
+        const int64_t panel_columns = left(columns, j, Engine::kQ);
+        Engine::template pack_q<T>(source, n0 + j, panel_columns, k0, k, padded_k, Engine::q_width(panel_columns),
+                                   packed_b_ + j / Engine::kQ * panel_size);
+      }
+    }
+    const int64_t ld = panel_stride<Engine>(plan_.padded_k);
+    for (int64_t j = 0; j < columns; j += Engine::kQ) {
+      const int64_t q_width = Engine::q_width(left(columns, j, Engine::kQ));
+      const Packed* panel = packed_b_ + j / Engine::kQ * panel_size;
+      Acc* c = c_ + c_column(half, j);
+      for (int64_t i = 0; i < job_.m; i += Engine::kP) {
+        Engine::micro(a_k_major_, a_panel(i) + k0 * (a_k_major_ ? Engine::kP : 1), ld, left(job_.m, i, Engine::kP),
+                      panel, q_width, padded_k, c + i * c_stride(), c_stride(), k0 > 0);
       }
     }
   }
 
   // All of k is in c_: hand each group of columns, row-major, to the epilogue.
   void finish(int64_t n0, int64_t columns) {
+    if (!swapped_ && (job_.epilogue == Epilogue::kStore || job_.epilogue == Epilogue::kAccumulate)) {
+      // Groups lie side by side and nothing is done per group: long runs of each row.
+      const EpilogueBlock<Acc> block = {c_, nullptr, c_stride(), job_.row0, job_.m, job_.col0 + n0, columns};
+      run_epilogue<T>(job_.epilogue, *job_.params, block, Engine::kGroup);
+      return;
+    }
     for (int64_t group = 0; group < groups(columns); ++group) {
       EpilogueBlock<Acc> block;
       block.row0 = job_.row0;

@@ -42,6 +42,16 @@ struct Source {
   bool outer_contiguous() const { return outer_stride == 1 && !(index && !index_along_k); }
 };
 
+// body(i) for i in [0, count), in blocks whose size the compiler knows and can turn into a few vector instructions.
+template <class Body>
+static inline __attribute__((always_inline)) void for_each_in_blocks(int64_t count, const Body& body) {
+  int64_t i = 0;
+  for (; i + 16 <= count; i += 16) {
+    for (int64_t lane = 0; lane < 16; ++lane) body(i + lane);
+  }
+  for (; i < count; ++i) body(i);
+}
+
 template <class T, class Packed>
 static inline Packed convert(T value) {
   return from_acc<Packed>(to_acc(value));
@@ -50,10 +60,9 @@ static inline Packed convert(T value) {
 template <class T, class Packed>
 static inline void convert_run(const T* __restrict source, Packed* __restrict target, int64_t count) {
   if constexpr (sizeof(T) == sizeof(Packed)) {
-    static_assert(sizeof(T) != 2 || sizeof(Packed) == 2);
     memcpy(target, source, count * sizeof(T));
   } else {
-    for (int64_t i = 0; i < count; ++i) target[i] = convert<T, Packed>(source[i]);
+    for_each_in_blocks(count, [&](int64_t i) { target[i] = convert<T, Packed>(source[i]); });
   }
 }
 
@@ -157,11 +166,12 @@ static inline void pack_pairs_from_rows(const Source<bf16>& source, int64_t oute
 static inline void interleave_rows(const bf16* __restrict low, const bf16* __restrict high, int64_t count,
                                    int64_t width, uint32_t* __restrict target) {
   if (high) {
-    for (int64_t j = 0; j < count; ++j) target[j] = low[j].bits | static_cast<uint32_t>(high[j].bits) << 16;
+    for_each_in_blocks(
+        count, [&](int64_t j) { target[j] = low[j].bits | static_cast<uint32_t>(high[j].bits) << 16; });
   } else {
-    for (int64_t j = 0; j < count; ++j) target[j] = low[j].bits;
+    for_each_in_blocks(count, [&](int64_t j) { target[j] = low[j].bits; });
   }
-  for (int64_t j = count; j < width; ++j) target[j] = 0;
+  if (width > count) memset(target + count, 0, (width - count) * sizeof(uint32_t));
 }
 
 // A Q panel of pairs from rows contiguous along the outer dimension.
@@ -175,6 +185,40 @@ static inline void pack_pairs_from_columns(const Source<bf16>& source, int64_t o
       interleave_rows(source.at(outer0, k0 + kk), kk + 1 < k ? source.at(outer0, k0 + kk + 1) : nullptr, outer, width,
                       row);
     }
+  }
+}
+
+// Columns [outer0, outer0 + outer) as Q panels of kWidth, panel_size apart, the last one of width last_width: one long
+// run of each row is read at a time, where panel after panel would touch every row, and its page, once per panel.
+template <int64_t kWidth, class T, class Packed>
+static void pack_q_panels(const Source<T>& source, int64_t outer0, int64_t outer, int64_t k0, int64_t k,
+                          int64_t padded_k, int64_t last_width, Packed* target, int64_t panel_size) {
+  constexpr bool kPairs = sizeof(T) == 2 && sizeof(Packed) == 2;
+  constexpr int64_t kRows = kPairs ? 2 : 1;
+  constexpr int64_t kAhead = 8;
+  const int64_t full = outer / kWidth * kWidth;
+  for (int64_t kk = 0; kk < padded_k; kk += kRows) {
+    const T* low = kk < k ? source.at(outer0, k0 + kk) : nullptr;
+    const T* high = kRows == 2 && kk + 1 < k ? source.at(outer0, k0 + kk + 1) : nullptr;
+    if (kk + kAhead + 1 < k) {
+      for (int64_t row = 0; row < kRows; ++row) {
+        const char* ahead = reinterpret_cast<const char*>(source.at(outer0, k0 + kk + kAhead + row));
+        for (int64_t byte = 0; byte < outer * static_cast<int64_t>(sizeof(T)); byte += 64) __builtin_prefetch(ahead + byte);
+      }
+    }
+    const auto pack = [&](int64_t j, int64_t count, int64_t width) __attribute__((always_inline)) {
+      Packed* row = target + j / kWidth * panel_size + kk * width;
+      if (!low) {
+        memset(row, 0, width * kRows * sizeof(Packed));
+      } else if constexpr (kPairs) {
+        interleave_rows(low + j, high ? high + j : nullptr, count, width, reinterpret_cast<uint32_t*>(row));
+      } else {
+        convert_run(low + j, row, count);
+        if (width > count) memset(row + count, 0, (width - count) * sizeof(Packed));
+      }
+    };
+    for (int64_t j = 0; j < full; j += kWidth) pack(j, kWidth, kWidth);
+    if (full < outer) pack(full, outer - full, last_width);
   }
 }
 
