@@ -88,6 +88,7 @@ BAD_PERMUTE_GATHER: list[Bad] = [
     ("permute", {"topk_ids": IDS.to(torch.int16)}, TypeError, r"got torch.int16"),
     ("permute", {"topk_ids": IDS.flatten()}, ValueError, r"topk_ids must be \[num_tokens, top_k\], got shape \(12,\)"),
     ("permute", {"num_experts": 0}, ValueError, r"num_experts must be at least 1, got 0"),
+    ("permute", {"num_experts": 2**31 - 1}, ValueError, r"num_experts must be at most 2147483646"),
     ("permute", {"num_experts": 4.0}, TypeError, r"num_experts must be an int, got float"),
     ("gather_rows", {"x": torch.randn(T, H).int()}, TypeError, r"x must be float32 .* got torch.int32"),
     ("gather_rows", {"x": torch.randn(H)}, ValueError, r"x must be \[num_tokens, hidden_size\], got shape \(8,\)"),
@@ -246,6 +247,23 @@ def test_nonfinite_logits_are_named() -> None:
     with pytest.raises(ValueError, match=r"router_logits.*\b4\b"):
         moe_ext.route(logits, K, nonfinite="error")
     moe_ext.route(logits[:4], K, nonfinite="error")
+
+
+@pytest.mark.parametrize(
+    ("function", "changes", "message"),
+    [
+        ("grouped_gemm", {"expert_offsets": torch.tensor([0, 3, 2, 5, 7, 10], dtype=torch.int32)}, "expert_offsets"),
+        ("grouped_gemm", {"expert_offsets": torch.tensor([0, 3, 4, 5, 7, 13], dtype=torch.int32)}, "expert_offsets"),
+        ("grouped_gemm", {"expert_offsets": torch.tensor([-1, 3, 4, 5, 7, 9], dtype=torch.int32)}, "expert_offsets"),
+        ("grouped_gemm", {"gather": torch.full((T * K,), T * K, dtype=torch.int32)}, "gather"),
+        ("gather_rows", {"perm": perm_with(row_to_slot=PERM.row_to_slot + T * K)}, "row_to_slot"),
+        ("combine", {"perm": perm_with(slot_to_row=PERM.slot_to_row + T * K)}, "slot_to_row"),
+        ("fused_experts", {"workspace_limit": 1}, "workspace_limit"),
+    ],
+)
+def test_contents_that_lead_nowhere_are_found_on_the_cpu(function: str, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(RuntimeError, match=rf"moe_ext::{function}: {message}"):
+        getattr(moe_ext, function)(**{**valid(function), **changes})
 
 
 def test_infinite_limit_means_no_clamp() -> None:

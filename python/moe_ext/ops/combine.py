@@ -32,6 +32,7 @@ def combine(rows: Tensor, topk_weights: Tensor, perm: Permutation) -> Tensor:
     Raises:
         TypeError: an argument of the wrong type or dtype.
         ValueError: a wrong shape or device.
+        RuntimeError: ``perm`` names rows that do not exist (found on the CPU only).
     """
     name = "combine"
     _checks.is_tensor(name, "rows", rows, _checks.DATA_DTYPES)

@@ -82,6 +82,7 @@ def fused_experts(
     Raises:
         TypeError: an argument of the wrong type or dtype.
         ValueError: a wrong shape, device, range or option.
+        RuntimeError: ``workspace_limit`` is too small for the smallest slab.
     """
     name = "fused_experts"
     _check_options(activation, interleaved, transposed, apply_weights, save, workspace_limit, deterministic)

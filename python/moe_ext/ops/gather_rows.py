@@ -29,6 +29,7 @@ def gather_rows(x: Tensor, perm: Permutation) -> Tensor:
     Raises:
         TypeError: an argument of the wrong type or dtype.
         ValueError: a wrong shape or device.
+        RuntimeError: ``perm`` names slots that do not exist (found on the CPU only).
     """
     name = "gather_rows"
     _checks.is_tensor(name, "x", x, _checks.DATA_DTYPES)

@@ -42,6 +42,8 @@ def grouped_gemm(
     Raises:
         TypeError: an argument of the wrong type or dtype.
         ValueError: a wrong shape or device.
+        RuntimeError: ``expert_offsets`` falls or ends past the rows, or ``gather`` names rows that do not exist (found
+            on the CPU only).
     """
     name = "grouped_gemm"
     _checks.is_tensor(name, "rows", rows, _checks.DATA_DTYPES)

@@ -19,7 +19,7 @@ def permute(topk_ids: Tensor, num_experts: int) -> Permutation:
     Args:
         topk_ids: ``[num_tokens, top_k]`` int32 or int64. An id below 0 or not below ``num_experts`` is a sentinel:
             its slot goes to no expert.
-        num_experts: number of experts, at least 1.
+        num_experts: number of experts, 1..2^31 - 2.
 
     Returns:
         ``Permutation(expert_offsets, row_to_slot, slot_to_row)``, all int32, on the device of ``topk_ids``. Sizes
@@ -27,11 +27,11 @@ def permute(topk_ids: Tensor, num_experts: int) -> Permutation:
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
-        ValueError: ``topk_ids`` not two-dimensional, or ``num_experts`` below 1.
+        ValueError: ``topk_ids`` not two-dimensional, or ``num_experts`` out of range.
     """
     _checks.is_tensor("permute", "topk_ids", topk_ids, _checks.ID_DTYPES)
     _checks.has_rank("permute", "topk_ids", topk_ids, "num_tokens, top_k")
-    _checks.is_int("permute", "num_experts", num_experts, low=1)
+    _checks.is_int("permute", "num_experts", num_experts, low=1, high=2**31 - 2, why=" (offsets are int32)")
     return Permutation(*_permute(topk_ids, num_experts))
 
 

@@ -97,8 +97,8 @@ def route(
     _checks.is_choice(name, "nonfinite", nonfinite, NONFINITE)
 
     args = (
-        router_logits, top_k, score, softmax_after, bias, num_groups, topk_groups, group_top, group_fill, renormalize,
-        float(eps), float(scale), nonfinite,
+        router_logits, top_k, score, softmax_after, bias, num_groups, topk_groups,
+        min(group_top, num_experts // num_groups), group_fill, renormalize, float(eps), float(scale), nonfinite,
     )  # fmt: skip
     if nonfinite != "error" or torch.compiler.is_compiling():
         return Routing(*_route(*args))
