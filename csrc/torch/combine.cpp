@@ -7,6 +7,7 @@
 #include <tuple>
 #include <vector>
 
+#include "torch/allocate.h"
 #include "torch/checks.h"
 
 namespace moe::torch_ops {
@@ -25,7 +26,7 @@ Tensor combine(const Tensor& rows, const Tensor& topk_weights, const Tensor& slo
   p.top_k = slots.size(1);
   p.hidden_size = source.size(1);
   const Tensor weights = checks.routing_weights(topk_weights, "topk_weights", p.dtype, p.num_tokens, p.top_k);
-  Tensor y = empty_like(source, {p.num_tokens, p.hidden_size}, source.scalar_type());
+  Tensor y = allocate(source, {p.num_tokens, p.hidden_size}, source.scalar_type());
   p.rows = source.const_data_ptr();
   p.rows_stride = source.stride(0);
   p.topk_weights = weights.const_data_ptr();
@@ -70,7 +71,7 @@ std::tuple<Tensor, Tensor> combine_backward(const Tensor& grad_y, const Tensor& 
   const Tensor weights = checks.routing_weights(topk_weights, "topk_weights", p.dtype, p.num_tokens, p.top_k);
   const std::vector<char> has_slot = rows_with_slot(checks, slots, num_rows);
 
-  Tensor grad_rows = empty_like(source, {num_rows, p.hidden_size}, source.scalar_type());
+  Tensor grad_rows = allocate(source, {num_rows, p.hidden_size}, source.scalar_type());
   Tensor grad_weights = empty_like(source, {p.num_tokens, p.top_k}, weights_dtype(p.dtype));
   p.grad_y = grad.const_data_ptr();
   p.grad_y_stride = grad.stride(0);

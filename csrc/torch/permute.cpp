@@ -6,6 +6,7 @@
 #include <tuple>
 
 #include "cpu/combine/combine.h"
+#include "torch/allocate.h"
 #include "torch/checks.h"
 
 namespace moe::torch_ops {
@@ -53,7 +54,7 @@ Tensor gather_rows(const Tensor& x, const Tensor& row_to_slot, const Tensor& exp
 
   const Tensor source = with_unit_inner_stride(x);
   const int64_t element_size = static_cast<int64_t>(source.element_size());
-  Tensor rows = empty_like(source, {num_rows, source.size(1)}, source.scalar_type());
+  Tensor rows = allocate(source, {num_rows, source.size(1)}, source.scalar_type());
   GatherRowsParams p = {};
   p.num_rows = num_rows;
   p.num_valid = num_valid;
@@ -79,7 +80,7 @@ Tensor gather_rows_backward(const Tensor& grad_rows, const Tensor& slot_to_row) 
   p.num_tokens = slots.size(0);
   p.top_k = slots.size(1);
   p.hidden_size = rows.size(1);
-  Tensor grad_x = empty_like(rows, {p.num_tokens, p.hidden_size}, rows.scalar_type());
+  Tensor grad_x = allocate(rows, {p.num_tokens, p.hidden_size}, rows.scalar_type());
   p.rows = rows.const_data_ptr();
   p.rows_stride = rows.stride(0);
   p.slot_to_row = Checks::data<int32_t>(slots);
