@@ -1,0 +1,347 @@
+"""fused_experts against the float64 truth: every activation, option, layout, dtype and instruction set."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import moe_ext
+from moe_ext import reference
+from moe_ext.reference import ACTIVATIONS
+from tests.cpu.truths import check_with_known_truth, forget
+from tests.support.cases import (
+    CASES,
+    SMALL_CASES,
+    Case,
+    Shape,
+    balanced,
+    case,
+    exact_counts,
+    half_empty,
+    one_expert,
+    sentinels,
+)
+from tests.support.inputs import make_inputs, strided_variants
+from tests.support.tolerance import assert_same_bits
+from tests.support.truth import check_against_truth, run_with_gradients
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+# Past every block size of a kernel: rows of one expert (288), hidden and intermediate size (1024 and 512 along k).
+BLOCKED = (
+    Case("rows_cut", Shape(600, 48, 40, 2, 1), one_expert),
+    Case("rows_at_the_cut", Shape(864, 24, 33, 3, 1), exact_counts((287, 288, 289))),
+    Case("hidden_blocked", Shape(60, 1057, 40, 4, 2), balanced),
+    Case("intermediate_blocked", Shape(60, 40, 1031, 4, 2), sentinels),
+    Case("both_blocked", Shape(24, 1025, 1025, 2, 1), balanced),
+)
+
+
+@pytest.fixture(autouse=True)
+def _fresh_memory_is_nan() -> Iterator[None]:
+    """torch.empty is filled with NaN, so that a result which no kernel wrote shows."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _truths_of_this_module() -> Iterator[None]:
+    yield
+    forget()
+
+
+@dataclass(frozen=True)
+class Experts:
+    """The arguments of fused_experts."""
+
+    case: Case
+    dtype: torch.dtype
+    activation: str = "swiglu"
+    bias: bool = False
+    interleaved: bool = False
+    transposed: bool = False
+    apply_weights: str = "output"
+
+    @property
+    def options(self) -> dict[str, Any]:
+        # A limit and an alpha that unit-variance inputs do reach.
+        return {
+            "activation": self.activation, "interleaved": self.interleaved, "transposed": self.transposed,
+            "apply_weights": self.apply_weights, "limit": 1.5, "alpha": 1.3,
+        }  # fmt: skip
+
+    def tensors(self, seed: int = 0) -> dict[str, Tensor]:
+        return make_inputs(
+            self.case, self.dtype, activation=self.activation, bias=self.bias, interleaved=self.interleaved,
+            transposed=self.transposed, seed=seed,
+        ).tensors()  # fmt: skip
+
+    def run(self, function: Any = moe_ext.fused_experts, **more: Any) -> dict[str, Tensor]:
+        """Output and gradients."""
+        return run_with_gradients(function, self.tensors(), **self.options | more)
+
+
+def check(experts: Experts) -> None:
+    check_with_known_truth(moe_ext.fused_experts, reference.fused_experts, experts)
+
+
+def without_slab_sums(results: dict[str, Tensor], apply_weights: str) -> dict[str, Tensor]:
+    """What a workspace limit leaves as it is to the bit: all but the one sum that runs across slabs."""
+    summed = "grad_topk_weights" if apply_weights == "input" else None
+    return {name: value for name, value in results.items() if name != summed}
+
+
+def assert_all_same_bits(actual: dict[str, Tensor], expected: dict[str, Tensor], name: str = "") -> None:
+    assert actual.keys() <= expected.keys()
+    for key, value in actual.items():
+        assert_same_bits(value, expected[key], f"{name} {key}".strip())
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_cases(cpu_isa: str, case: Case, dtype: torch.dtype) -> None:
+    check(Experts(case, dtype, bias=True))
+
+
+@pytest.mark.parametrize("transposed", [False, True], ids=["rows_out", "rows_in"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", BLOCKED, ids=str)
+def test_blocks(cpu_isa: str, case: Case, dtype: torch.dtype, transposed: bool) -> None:
+    check(Experts(case, dtype, transposed=transposed, interleaved=transposed))
+
+
+@pytest.mark.parametrize("apply_weights", ["output", "input"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_options(cpu_isa: str, activation: str, dtype: torch.dtype, apply_weights: str) -> None:
+    """Every layout, with and without bias. How it is done changes no bit: save and workspace_limit."""
+    problem = Case("options", Shape(90, 133, 33, 16, 6), sentinels)
+    for bias, interleaved, transposed in product([False, True], repeat=3):
+        experts = Experts(problem, dtype, activation, bias, interleaved, transposed, apply_weights)
+        check(experts)
+        smallest = 64 * 540 * dtype.itemsize
+        expected = experts.run()
+        assert_all_same_bits(experts.run(save="none"), expected)
+        limited = experts.run(workspace_limit=2 * smallest if interleaved else smallest)
+        assert_all_same_bits(without_slab_sums(limited, apply_weights), expected)
+
+
+@pytest.mark.parametrize("save", ["preact", "none"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_workspace_limit(cpu_isa: str, dtype: torch.dtype, save: str) -> None:
+    experts = Experts(Case("", Shape(50, 325, 40, 6, 3), sentinels), dtype, bias=True)
+    column = 150 * dtype.itemsize
+    for apply_weights in ("output", "input"):
+        expected = experts.run(save=save, apply_weights=apply_weights)
+        for columns in (64, 65, 127, 128, 200, 324, 325, 10**6):
+            result = experts.run(save=save, apply_weights=apply_weights, workspace_limit=columns * column)
+            assert_all_same_bits(without_slab_sums(result, apply_weights), expected, f"{columns} columns")
+            limited = partial(moe_ext.fused_experts, workspace_limit=columns * column)
+            check_with_known_truth(limited, reference.fused_experts, replace(experts, apply_weights=apply_weights))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_workspace_limit_too_small_names_the_bytes(dtype: torch.dtype) -> None:
+    experts = Experts(Case("", Shape(50, 325, 40, 6, 3), balanced), dtype)
+    smallest = 64 * 150 * dtype.itemsize
+    experts.run(workspace_limit=smallest)
+    for limit in (1, smallest - 1):
+        with pytest.raises((RuntimeError, ValueError), match=f"at least {smallest} bytes.*got {limit}"):
+            experts.run(workspace_limit=limit)
+
+
+@pytest.mark.parametrize("apply_weights", ["output", "input"])
+@pytest.mark.parametrize("layout", [(False, False), (True, False), (False, True), (True, True)], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_strides(cpu_isa: str, dtype: torch.dtype, layout: tuple[bool, bool], apply_weights: str) -> None:
+    """With NaN in the gaps. The contiguous tensors give the same bits: strides change the way, not the sums."""
+    problem = Case("", Shape(30, 45, 37, 5, 2), sentinels)
+    experts = Experts(problem, dtype, "geglu", True, *layout, apply_weights)
+    tensors, expected = experts.tensors(), experts.run()
+    for name, tensor in tensors.items():
+        for variant, strided in strided_variants(tensor):
+            given = tensors | {name: strided}
+            result = run_with_gradients(moe_ext.fused_experts, given, **experts.options)
+            assert_all_same_bits(result, expected, f"{variant} {name}:")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_expanded(cpu_isa: str, dtype: torch.dtype) -> None:
+    """Stride 0 in any dimension of any argument gives the bits of the copy with its own memory."""
+    experts = Experts(Case("", Shape(40, 45, 37, 5, 2), balanced), dtype, bias=True)
+    tensors = experts.tensors()
+    for name, tensor in tensors.items():
+        for dim in range(tensor.dim()):
+            expanded = tensor.narrow(dim, 0, 1).expand_as(tensor)
+            actual, expected = (
+                run_with_gradients(moe_ext.fused_experts, tensors | {name: given}, **experts.options)
+                for given in (expanded, expanded.contiguous())
+            )
+            assert_all_same_bits(actual, expected, f"{name} expanded in {dim}:")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_strided_upstream_gradient(cpu_isa: str, dtype: torch.dtype) -> None:
+    tensors = Experts(Case("", Shape(30, 45, 37, 5, 2), balanced), dtype, bias=True).tensors()
+    leaves = [tensor.requires_grad_() for tensor in tensors.values() if tensor.is_floating_point()]
+    y = moe_ext.fused_experts(**tensors)
+    upstream = torch.randn(y.shape).to(dtype)
+    expected = torch.autograd.grad(y, leaves, upstream, retain_graph=True)
+    for variant, strided in strided_variants(upstream):
+        for got, want in zip(torch.autograd.grad(y, leaves, strided, retain_graph=True), expected, strict=True):
+            assert_same_bits(got, want, variant)
+    ones = torch.autograd.grad(y, leaves, torch.ones_like(y), retain_graph=True)
+    for got, want in zip(torch.autograd.grad(y.sum(), leaves), ones, strict=True):  # sum's gradient is expanded
+        assert_same_bits(got, want, "expanded")
+
+
+@pytest.mark.parametrize("apply_weights", ["output", "input"])
+@pytest.mark.parametrize("transposed", [False, True], ids=["rows_out", "rows_in"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_poisoned_memory(cpu_isa: str, dtype: torch.dtype, transposed: bool, apply_weights: str) -> None:
+    """A run on NaN leaves the kernels' scratch memory full of it. The next one doesn't see it; empty experts get 0."""
+    experts = Experts(
+        Case("", Shape(30, 45, 37, 9, 3), half_empty), dtype,
+        bias=True, transposed=transposed, apply_weights=apply_weights,
+    )  # fmt: skip
+    tensors = experts.tensors()
+    nan = {name: torch.full_like(t, float("nan")) if t.is_floating_point() else t for name, t in tensors.items()}
+    before = experts.run()
+    spoiled = run_with_gradients(moe_ext.fused_experts, nan, **experts.options)
+    assert spoiled["output"].isnan().all()
+    result = experts.run()
+    assert_all_same_bits(result, before)
+    for name in ("w_gate_up", "w_down", "b_gate_up", "b_down"):
+        for run in (result, spoiled):
+            empty = run[f"grad_{name}"][::2]
+            assert_same_bits(empty, torch.zeros_like(empty), name)
+
+
+@pytest.mark.parametrize("apply_weights", ["output", "input"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_sentinel_slots(cpu_isa: str, dtype: torch.dtype, apply_weights: str) -> None:
+    """Their weights may be anything, NaN included; their gradient is an exact zero."""
+    experts = Experts(case("sentinels"), dtype, bias=True, apply_weights=apply_weights)
+    tensors = experts.tensors()
+    outside = (tensors["topk_ids"] < 0) | (tensors["topk_ids"] >= 7)
+    tensors["topk_weights"] = tensors["topk_weights"].masked_fill(outside, float("nan"))
+    result = run_with_gradients(moe_ext.fused_experts, tensors, **experts.options)
+    assert_all_same_bits(result, experts.run())
+    gradient = result["grad_topk_weights"]
+    assert_same_bits(gradient[outside], torch.zeros_like(gradient[outside]), "grad_topk_weights")
+    assert (gradient[~outside] != 0).any()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_nan_token_spoils_only_itself_and_its_experts(cpu_isa: str, dtype: torch.dtype) -> None:
+    experts = Experts(Case("", Shape(60, 45, 37, 12, 2), balanced), dtype, bias=True)
+    tensors, clean = experts.tensors(), experts.run()
+    x = tensors["x"].clone()
+    x[23] = float("nan")
+    spoiled = run_with_gradients(moe_ext.fused_experts, tensors | {"x": x}, **experts.options)
+    others = torch.arange(60) != 23
+    for name in ("output", "grad_x", "grad_topk_weights"):
+        assert spoiled[name][23].isnan().all()
+        assert_same_bits(spoiled[name][others], clean[name][others], name)
+    others = torch.ones(12, dtype=torch.bool)
+    others[tensors["topk_ids"][23].long()] = False
+    for name in ("grad_w_gate_up", "grad_w_down", "grad_b_gate_up"):
+        assert spoiled[name][~others].isnan().flatten(1).any(1).all()
+        assert_same_bits(spoiled[name][others], clean[name][others], name)
+
+
+@pytest.mark.parametrize("wanted", ["x", "w_gate_up", "w_down", "topk_weights", "b_gate_up", "b_down"])
+@pytest.mark.parametrize("apply_weights", ["output", "input"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_gradient_alone_has_the_bits_of_all(
+    cpu_isa: str, dtype: torch.dtype, apply_weights: str, wanted: str
+) -> None:
+    experts = Experts(case("sentinels"), dtype, bias=True, apply_weights=apply_weights)
+    everything = experts.run()
+    for save in ("preact", "none"):
+        alone = experts.run(gradients_of=[wanted], save=save)
+        assert_same_bits(alone[f"grad_{wanted}"], everything[f"grad_{wanted}"], wanted)
+
+
+@pytest.mark.parametrize("apply_weights", ["output", "input"])
+@pytest.mark.parametrize(
+    ("hidden_size", "intermediate_size", "top_k"), [(0, 3, 2), (4, 0, 2), (4, 3, 0), (0, 0, 1)], ids=str
+)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_sizes_of_zero(
+    cpu_isa: str, dtype: torch.dtype, hidden_size: int, intermediate_size: int, top_k: int, apply_weights: str
+) -> None:
+    """What an empty sum gives: biases still count, and every gradient is written."""
+    problem = Case("", Shape(5, hidden_size, intermediate_size, 3, top_k), lambda shape, _: torch.zeros(5, shape.top_k))
+    experts = Experts(problem, dtype, bias=True, apply_weights=apply_weights)
+    tensors = {
+        name: tensor.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0) if tensor.is_floating_point() else tensor
+        for name, tensor in experts.tensors().items()
+    }
+    check_against_truth(moe_ext.fused_experts, reference.fused_experts, tensors, **experts.options)
+
+
+@pytest.mark.parametrize("apply_weights", ["output", "input"])
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_gradcheck(activation: str, apply_weights: str) -> None:
+    names = [case.name for case in SMALL_CASES]
+    for index, small in enumerate(SMALL_CASES):
+        # Two bits of the index: each layout with some cases of each activation.
+        experts = Experts(small, torch.float64, activation, True, index % 2 == 1, index // 2 % 2 == 1, apply_weights)
+        tensors = experts.tensors(seed=3)
+        topk_ids = tensors.pop("topk_ids")
+        keys, options = list(tensors), experts.options | {"save": "none" if index % 3 else "preact"}
+
+        def run(*values: Tensor, keys: list[str] = keys, ids: Tensor = topk_ids, options: Any = options) -> Tensor:
+            return moe_ext.fused_experts(**dict(zip(keys, values, strict=True)), topk_ids=ids, **options)
+
+        assert torch.autograd.gradcheck(run, [t.requires_grad_() for t in tensors.values()]), names[index]
+
+
+# The tests themselves ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_wrong_kernel_is_caught(dtype: torch.dtype) -> None:
+    """Faults that a kernel might have, planted around the right one: none passes the comparison."""
+
+    def mutant(**changes: Any) -> Any:
+        def run(**arguments: Any) -> Tensor:
+            for name, change in changes.items():
+                arguments[name] = change(arguments[name])
+            return moe_ext.fused_experts(**arguments)
+
+        return run
+
+    def last_token_not_written(**arguments: Any) -> Tensor:
+        y = moe_ext.fused_experts(**arguments)
+        return torch.cat((y[:-1], torch.zeros_like(y[-1:])))
+
+    swapped = [1, 0, 2, 3, 4, 5, 6, 7]
+    mutants = {
+        "w_down of two experts swapped": mutant(w_down=lambda w: w[swapped]),
+        "w_gate_up of two experts swapped": mutant(w_gate_up=lambda w: w[swapped]),
+        "b_down of two experts swapped": mutant(b_down=lambda b: b[swapped]),
+        "gate and up taken for each other": mutant(
+            w_gate_up=lambda w: w.roll(48, 1), b_gate_up=lambda b: b.roll(48, 1)
+        ),
+        "gate and up interleaved": mutant(interleaved=lambda _: True),
+        "tanh approximation": mutant(activation=lambda _: "geglu_tanh"),
+        "weights of the slots exchanged": mutant(topk_weights=lambda w: w.flip(1)),
+        "weights at the wrong end": mutant(apply_weights=lambda _: "input"),
+        "one slot lost": mutant(topk_ids=lambda ids: ids.masked_fill(torch.arange(64)[:, None] == 63, -1)),
+        "last of the hidden size left out": mutant(x=lambda x: x * (torch.arange(64) < 63)),
+        "last token not written": last_token_not_written,
+    }
+    if dtype == torch.bfloat16:
+        del mutants["tanh approximation"]  # differs by less than bfloat16 rounds
+    experts = Experts(case("balanced"), dtype, "geglu", bias=True)
+    for name, function in mutants.items():
+        with pytest.raises(AssertionError, match=r"largest error|tiles stand out|cosine"):
+            check_against_truth(function, reference.fused_experts, experts.tensors(), name=name, **experts.options)
