@@ -63,12 +63,16 @@ Workspace::Workspace(int64_t bytes) : bytes_(bytes) {
   if (bytes <= 0) return;
   {
     std::lock_guard lock(kept().mutex);
-    if (kept().bytes >= bytes) {
-      data_ = std::exchange(kept().data, nullptr);
-      bytes_ = std::exchange(kept().bytes, 0);
+    const bool fits = kept().bytes >= bytes;
+    data_ = std::exchange(kept().data, nullptr);
+    const int64_t kept_bytes = std::exchange(kept().bytes, 0);
+    if (fits) {
+      bytes_ = kept_bytes;
       return;
     }
   }
+  // Too small: given back first, or both would count towards the peak.
+  std::free(data_);
   data_ = allocate(bytes);
 }
 

@@ -29,6 +29,7 @@ Activation activation_named(const Checks& checks, const std::string& name) {
 struct Experts {
   Checks checks;
   Tensor x, topk_weights;
+  std::optional<Tensor> distinct_w_gate_up;
   FusedExpertsProblem problem = {};
   int64_t preact_size = 0;
 
@@ -61,6 +62,11 @@ struct Experts {
     p.x = x.const_data_ptr();
     p.x_stride = x.stride(0);
     p.w_gate_up = matrix(w_gate_up, transposed);
+    if (is_gated(p.activation.kind) && p.w_gate_up.n_stride == 0 && preact_size > 0) {
+      // Expanded along G: a kernel tells gate from up by how far apart they lie.
+      distinct_w_gate_up = torch::stable::contiguous(w_gate_up);
+      p.w_gate_up = matrix(*distinct_w_gate_up, transposed);
+    }
     p.w_down = matrix(w_down, transposed);
     p.b_gate_up = bias(b_gate_up, "b_gate_up", preact_size);
     p.b_down = bias(b_down, "b_down", p.hidden_size);
@@ -91,8 +97,8 @@ struct Experts {
   // As many columns of a transient [R, H] buffer as the limit allows, whole cache lines of them.
   void set_slab(const std::optional<int64_t>& workspace_limit) {
     problem.slab_columns = std::max<int64_t>(problem.hidden_size, 1);
-    if (!workspace_limit) return;
-    const int64_t column_bytes = std::max<int64_t>(num_rows() * size_of(problem.dtype), 1);
+    if (!workspace_limit || num_rows() == 0) return;
+    const int64_t column_bytes = num_rows() * size_of(problem.dtype);
     const int64_t columns = *workspace_limit / column_bytes / kNarrowestSlab * kNarrowestSlab;
     if (columns >= problem.hidden_size) return;
     checks.check(columns >= kNarrowestSlab, "workspace_limit must be at least ", kNarrowestSlab * column_bytes,
