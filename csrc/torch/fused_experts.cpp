@@ -51,7 +51,7 @@ struct Experts {
     p.num_experts = w_down.size(0);
     checks.check(p.num_experts >= 1, "w_down must have at least one expert, got ", shape_text(w_down));
     p.intermediate_size = w_down.size(transposed ? 1 : 2);
-    p.activation = {activation_named(checks, activation), static_cast<float>(alpha), static_cast<float>(limit)};
+    p.activation = {activation_named(checks, activation), alpha, limit};
     preact_size = is_gated(p.activation.kind) ? 2 * p.intermediate_size : p.intermediate_size;
     checks.has_size(w_down, "w_down", transposed ? 2 : 1, p.hidden_size, "H");
     checks.has_size(w_gate_up, "w_gate_up", 0, p.num_experts, "E");

@@ -45,11 +45,12 @@ struct Source {
 // body(i) for i in [0, count), in blocks whose size the compiler knows and can turn into a few vector instructions.
 template <class Body>
 static inline __attribute__((always_inline)) void for_each_in_blocks(int64_t count, const Body& body) {
-  int64_t i = 0;
-  for (; i + 16 <= count; i += 16) {
-    for (int64_t lane = 0; lane < 16; ++lane) body(i + lane);
+  constexpr int64_t kBlock = 16;
+  const int64_t blocks = count / kBlock, rest = count % kBlock;
+  for (int64_t block = 0; block < blocks; ++block) {
+    for (int64_t lane = 0; lane < kBlock; ++lane) body(block * kBlock + lane);
   }
-  for (; i < count; ++i) body(i);
+  for (int64_t lane = 0; lane < rest; ++lane) body(blocks * kBlock + lane);
 }
 
 template <class T, class Packed>
@@ -66,11 +67,37 @@ static inline void convert_run(const T* __restrict source, Packed* __restrict ta
   }
 }
 
+// Copies whole cache lines of eight rows side by side. Eight streams, each fetched ahead, draw nearly twice the memory
+// bandwidth of one.
+static constexpr int64_t kStreams = 8;
+static inline void copy_streams(const char* const* rows, char* target, int64_t target_stride, int64_t lines) {
+  constexpr int64_t kLine = 64, kAhead = 8;
+  for (int64_t line = 0; line < lines; ++line) {
+#pragma GCC unroll 8
+    for (int64_t r = 0; r < kStreams; ++r) {
+      __builtin_prefetch(rows[r] + (line + kAhead) * kLine);
+      memcpy(target + r * target_stride + line * kLine, rows[r] + line * kLine, kLine);
+    }
+  }
+}
+
 // [outer][k] with row stride ld, rows [0, padded_outer), k [0, padded_k).
 template <class T, class Packed>
 static void pack_row_major(const Source<T>& source, int64_t outer0, int64_t outer, int64_t padded_outer, int64_t k0,
                            int64_t k, int64_t padded_k, Packed* target, int64_t ld) {
-  for (int64_t i = 0; i < outer; ++i) {
+  int64_t first = 0;
+  if constexpr (sizeof(T) == sizeof(Packed)) {
+    if (source.k_contiguous() && k * sizeof(T) % 64 == 0 && k == padded_k) {
+      for (; first + kStreams <= outer; first += kStreams) {
+        const char* rows[kStreams];
+        for (int64_t r = 0; r < kStreams; ++r) {
+          rows[r] = reinterpret_cast<const char*>(source.at(outer0 + first + r, k0));
+        }
+        copy_streams(rows, reinterpret_cast<char*>(target + first * ld), ld * sizeof(Packed), k * sizeof(T) / 64);
+      }
+    }
+  }
+  for (int64_t i = first; i < outer; ++i) {
     Packed* row = target + i * ld;
     if (source.k_contiguous()) {
       convert_run(source.at(outer0 + i, k0), row, k);

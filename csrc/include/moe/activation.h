@@ -24,8 +24,8 @@ constexpr bool is_gated(Activation activation) { return activation < Activation:
 
 struct ActivationRule {
   Activation kind;
-  float alpha;
-  float limit;
+  double alpha;
+  double limit;
 };
 
 }  // namespace moe
