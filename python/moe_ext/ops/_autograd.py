@@ -68,7 +68,7 @@ def differentiable(
             _refuse_forward_mode(name)
 
     def kernel(keyset: DispatchKeySet, *args: Any) -> Any:
-        if any(isinstance(arg, Tensor) and forward_ad.unpack_dual(arg).tangent is not None for arg in args):
+        if _forward_mode_is_on() and any(_has_tangent(arg) for arg in args):
             _refuse_forward_mode(name)
         if torch._C._functorch.peek_interpreter_stack() is not None:
             with _as_called_by_the_user():
@@ -99,6 +99,15 @@ def below_autograd(op: torch._ops.OpOverload, keyset: DispatchKeySet, *args: Any
     """Goes on from the Autograd kernel of ``op`` to its computation."""
     with torch._C._AutoDispatchBelowAutograd():
         return op.redispatch(keyset & torch._C._after_autograd_keyset, *args)
+
+
+def _forward_mode_is_on() -> bool:
+    # Spares every other call the search for tangents; should the attribute go, the search is just made always.
+    return getattr(forward_ad, "_current_level", 0) >= 0
+
+
+def _has_tangent(value: Any) -> bool:
+    return isinstance(value, Tensor) and forward_ad.unpack_dual(value).tangent is not None
 
 
 def _refuse_forward_mode(name: str) -> NoReturn:
