@@ -123,15 +123,16 @@ def check_length(corpus: Corpus, context: int) -> None:
 
 
 class BatchSampler:
-    """Windows of `context` bytes at random places: (inputs, targets), both int64 `[batch, context]`."""
+    """Windows at random places of a text (uint8 `[n]`), from a random stream of its own."""
 
-    def __init__(self, text: Tensor, context: int, batch: int, seed: int, device: torch.device) -> None:
-        self._windows = text.unfold(0, context + 1, 1)
-        self._batch = batch
+    def __init__(self, text: Tensor, seed: int, device: torch.device) -> None:
+        self._text = text
         self._device = device
         self._generator = torch.Generator().manual_seed(seed)
 
-    def __call__(self) -> tuple[Tensor, Tensor]:
-        starts = torch.randint(len(self._windows), (self._batch,), generator=self._generator)
-        windows = self._windows[starts].long().to(self._device)
-        return windows[:, :-1], windows[:, 1:]
+    def __call__(self, batch: int, length: int) -> tuple[Tensor, Tensor]:
+        """(inputs, targets), both int64 `[batch, length]`: targets are the bytes that follow."""
+        windows = self._text.unfold(0, length + 1, 1)
+        starts = torch.randint(len(windows), (batch,), generator=self._generator)
+        chosen = windows[starts].long().to(self._device)
+        return chosen[:, :-1], chosen[:, 1:]

@@ -31,7 +31,7 @@ class ConfigError(ValueError):
 class ModelConfig:
     """Everything that decides the shapes of the model."""
 
-    hidden: int = 256
+    hidden: int = 128
     layers: int = 4
     heads: int = 4
     experts: int = 32
@@ -147,8 +147,8 @@ class LanguageModel(nn.Module):
 
     @torch.no_grad()
     def _scale_weights(self) -> None:
-        # Every layer starts as the identity and the first predictions are nearly uniform. On this budget that is
-        # worth 0.4 bits per byte against the usual small random output projections.
+        # Every layer starts as the identity, and the first predictions are nearly uniform. On a budget this small it
+        # learns clearly faster than from the usual small random output projections.
         nn.init.normal_(self.embedding.weight, std=0.02)
         self.head.weight.mul_(0.1)
         for name, weight in self.named_parameters():

@@ -16,6 +16,10 @@ from .model import LanguageModel
 
 WARMUP_STEPS = 10
 FINAL_LEARNING_RATE = 0.02  # as a share of the peak
+# Adam moves every weight by about the learning rate, but a byte's embedding only in steps where that byte occurs, and
+# it has far to go. A large rate for this one matrix is worth more here than any other choice.
+EMBEDDING_LEARNING_RATE = 30.0  # as a multiple of the others'
+SHORTEST_WINDOW = 1 / 8  # of the context, at the beginning; see window_length
 BIAS_RATE_END = 0.9  # share of the training after which the selection bias stands still, as in DeepSeek-V3
 
 
@@ -23,7 +27,8 @@ BIAS_RATE_END = 0.9  # share of the training after which the selection bias stan
 class TrainConfig:
     """How to train. `steps` decides the length if given, else the time budget does."""
 
-    batch: int = 4
+    batch: int = 2
+    """Windows of full length in a step; there are more of them as long as they are shorter."""
     learning_rate: float = 3e-3
     weight_decay: float = 0.1
     bias_rate: float = 0.01
@@ -36,6 +41,7 @@ class TrainConfig:
 class History:
     """What the plots and the summary are made of; losses in bits per byte."""
 
+    tokens: int = 0
     seconds: list[float] = field(default_factory=list)
     train_bits: list[float] = field(default_factory=list)
     val_steps: list[int] = field(default_factory=list)
@@ -61,11 +67,13 @@ class Trainer:
 
     def __init__(self, model: LanguageModel, config: TrainConfig, device: torch.device) -> None:
         self.model, self.config, self.device = model, config, device
-        matrices = [p for p in model.parameters() if p.ndim > 1]
+        embedding = model.embedding.weight
+        matrices = [p for p in model.parameters() if p.ndim > 1 and p is not embedding]
         vectors = [p for p in model.parameters() if p.ndim <= 1]
         groups = [
-            {"params": matrices, "weight_decay": config.weight_decay},
-            {"params": vectors, "weight_decay": 0.0},
+            {"params": matrices, "weight_decay": config.weight_decay, "scale": 1.0},
+            {"params": vectors, "weight_decay": 0.0, "scale": 1.0},
+            {"params": [embedding], "weight_decay": 0.0, "scale": EMBEDDING_LEARNING_RATE},
         ]
         self.optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=True)
 
@@ -79,7 +87,7 @@ class Trainer:
     def step(self, inputs: Tensor, targets: Tensor, learning_rate: float) -> Tensor:
         """Forward, backward, clip, update; returns the loss in nats."""
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = learning_rate * group["scale"]
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.loss(inputs, targets)
         loss.backward()
@@ -130,6 +138,16 @@ def learning_rate(config: TrainConfig, step: int, progress: float) -> float:
     return config.learning_rate * share * min(1.0, (step + 1) / warmup)
 
 
+def window_length(context: int, progress: float) -> int:
+    """Short windows first, doubling to the full context in the last quarter (Li et al. 2022, arXiv:2108.06084).
+
+    The first things to learn need no long context, and many places of the text in one batch teach them sooner.
+    """
+    doublings = int(-math.log2(SHORTEST_WINDOW))
+    halvings = max(0, doublings - int(progress * (doublings + 1)))
+    return max(min(16, context), context >> halvings)
+
+
 def train(
     trainer: Trainer,
     sampler: BatchSampler,
@@ -147,7 +165,10 @@ def train(
     progress = 0.0
     while progress < 1.0:
         step = history.steps
-        loss = trainer.step(*sampler(), learning_rate(config, step, progress))
+        length = window_length(trainer.model.config.context, progress)
+        inputs, targets = sampler(config.batch * trainer.model.config.context // length, length)
+        loss = trainer.step(inputs, targets, learning_rate(config, step, progress))
+        history.tokens += inputs.numel()
         rate = config.bias_rate if progress < BIAS_RATE_END else 0.0
         history.loads.append(trainer.balance(rate))
         history.train_bits.append(float(loss) / math.log(2))
