@@ -4,9 +4,11 @@
 #include <torch/csrc/stable/library.h>
 
 #include <algorithm>
+#include <cstring>
 #include <optional>
 #include <string>
 #include <tuple>
+#include <vector>
 
 #include "cpu/permute/permute.h"
 #include "torch/allocate.h"
@@ -106,14 +108,14 @@ struct Experts {
     problem.slab_columns = columns;
   }
 
-  void set_routing(const Tensor& offsets, const Tensor& row_to_slot, const Tensor& slot_to_row) {
+  void set_routing(const Tensor& offsets, const std::vector<int32_t>& row_to_slot, const Tensor& slot_to_row) {
     problem.expert_offsets = Checks::data<int32_t>(offsets);
-    problem.row_to_slot = Checks::data<int32_t>(row_to_slot);
+    problem.row_to_slot = row_to_slot.data();
     problem.slot_to_row = Checks::data<int32_t>(slot_to_row);
   }
 };
 
-using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+using Outputs = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 
 Outputs fused_experts(const Tensor& x, const Tensor& w_gate_up, const Tensor& w_down, const Tensor& topk_weights,
                       const Tensor& topk_ids, const std::optional<Tensor>& b_gate_up,
@@ -136,7 +138,7 @@ Outputs fused_experts(const Tensor& x, const Tensor& w_gate_up, const Tensor& w_
   checks.check(p.num_experts < INT32_MAX, "w_down must have fewer than 2^31 - 1 experts");
   const Tensor ids = torch::stable::contiguous(topk_ids);
   Tensor offsets = empty_like(ids, {p.num_experts + 1}, ScalarType::Int);
-  Tensor row_to_slot = empty_like(ids, {experts.num_rows()}, ScalarType::Int);
+  std::vector<int32_t> row_to_slot(experts.num_rows());
   Tensor slot_to_row = empty_like(ids, {p.num_tokens, p.top_k}, ScalarType::Int);
   const cpu::Parallel parallel = torch_threads();
   checks.is_ok(cpu::permute({.num_tokens = p.num_tokens,
@@ -145,7 +147,7 @@ Outputs fused_experts(const Tensor& x, const Tensor& w_gate_up, const Tensor& w_
                              .topk_ids = ids.const_data_ptr(),
                              .ids_are_int64 = id_dtype == ScalarType::Long,
                              .expert_offsets = static_cast<int32_t*>(offsets.mutable_data_ptr()),
-                             .row_to_slot = static_cast<int32_t*>(row_to_slot.mutable_data_ptr()),
+                             .row_to_slot = row_to_slot.data(),
                              .slot_to_row = static_cast<int32_t*>(slot_to_row.mutable_data_ptr())},
                             parallel));
   experts.set_routing(offsets, row_to_slot, slot_to_row);
@@ -154,10 +156,16 @@ Outputs fused_experts(const Tensor& x, const Tensor& w_gate_up, const Tensor& w_
   Tensor y = allocate(x, {p.num_tokens, p.hidden_size}, dtype);
   Tensor preact = keep_preact ? allocate(x, {experts.num_rows(), experts.preact_size}, dtype)
                               : empty_like(x, {0}, dtype);
+  if (keep_preact) {
+    const int64_t used = Checks::data<int32_t>(offsets)[p.num_experts];
+    const int64_t row_bytes = experts.preact_size * size_of(p.dtype);
+    std::memset(static_cast<char*>(preact.mutable_data_ptr()) + used * row_bytes, 0,
+                (experts.num_rows() - used) * row_bytes);
+  }
   checks.is_ok(cpu::fused_experts(
       {.problem = p, .preact = keep_preact ? preact.mutable_data_ptr() : nullptr, .y = y.mutable_data_ptr()},
       parallel));
-  return {y, preact, offsets, row_to_slot, slot_to_row};
+  return {y, preact, offsets, slot_to_row};
 }
 
 // A contiguous gradient of a weight, and the view of it as [n, k].
@@ -167,12 +175,32 @@ Tensor weight_gradient(const Tensor& weight, bool transposed, ExpertMatrix& view
   return grad;
 }
 
+// The inverse of slot_to_row, which is cheaper to make again than to keep. Every row below expert_offsets[E] must have
+// exactly one slot.
+std::vector<int32_t> slots_of_rows(const Checks& checks, const Tensor& offsets, const Tensor& slot_to_row) {
+  const int32_t* row_of = Checks::data<int32_t>(slot_to_row);
+  const int32_t* bounds = Checks::data<int32_t>(offsets);
+  const int64_t num_valid = bounds[offsets.numel() - 1];
+  checks.check(bounds[0] == 0, "expert_offsets must begin at 0, got ", bounds[0]);
+  checks.rows_exist(slot_to_row, "slot_to_row", num_valid);
+  std::vector<int32_t> slot_of(slot_to_row.numel(), -1);
+  for (int64_t slot = 0; slot < slot_to_row.numel(); ++slot) {
+    if (row_of[slot] < 0) continue;
+    checks.check(slot_of[row_of[slot]] < 0, "slot_to_row names row ", row_of[slot], " more than once");
+    slot_of[row_of[slot]] = static_cast<int32_t>(slot);
+  }
+  for (int64_t row = 0; row < num_valid; ++row) {
+    checks.check(slot_of[row] >= 0, "slot_to_row names no slot for row ", row, " of ", num_valid);
+  }
+  return slot_of;
+}
+
 using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 Gradients fused_experts_backward(const Tensor& grad_y, const Tensor& x, const Tensor& w_gate_up, const Tensor& w_down,
                                  const Tensor& topk_weights, const std::optional<Tensor>& b_gate_up,
                                  const std::optional<Tensor>& b_down, const Tensor& preact,
-                                 const Tensor& expert_offsets, const Tensor& row_to_slot, const Tensor& slot_to_row,
+                                 const Tensor& expert_offsets, const Tensor& slot_to_row,
                                  const std::string& activation, double alpha, double limit, bool interleaved,
                                  bool transposed, const std::string& apply_weights,
                                  std::optional<int64_t> workspace_limit,
@@ -194,15 +222,11 @@ Gradients fused_experts_backward(const Tensor& grad_y, const Tensor& x, const Te
   const Tensor offsets = checks.indices(expert_offsets, "expert_offsets", 1, "[E + 1]");
   checks.has_size(offsets, "expert_offsets", 0, p.num_experts + 1, "E + 1");
   checks.offsets_fit(offsets, "expert_offsets", experts.num_rows());
-  const Tensor rows = checks.indices(row_to_slot, "row_to_slot", 1, "[R]");
-  checks.has_size(rows, "row_to_slot", 0, experts.num_rows(), "R");
-  const int64_t num_valid = Checks::data<int32_t>(offsets)[p.num_experts];
-  checks.slots_exist(rows, "row_to_slot", num_valid, experts.num_rows());
   const Tensor slots = checks.indices(slot_to_row, "slot_to_row", 2, "[T, K]");
   checks.has_size(slots, "slot_to_row", 0, p.num_tokens, "T");
   checks.has_size(slots, "slot_to_row", 1, p.top_k, "K");
-  checks.rows_exist(slots, "slot_to_row", num_valid);
-  experts.set_routing(offsets, rows, slots);
+  const std::vector<int32_t> row_to_slot = slots_of_rows(checks, offsets, slots);
+  experts.set_routing(offsets, row_to_slot, slots);
 
   std::optional<Tensor> kept;
   if (preact.numel() > 0) {
@@ -213,13 +237,13 @@ Gradients fused_experts_backward(const Tensor& grad_y, const Tensor& x, const Te
     kept = torch::stable::contiguous(preact);
   }
 
-  const Tensor nothing = empty_like(x, {0}, dtype);
+  const auto nothing = [&] { return empty_like(x, {0}, dtype); };  // results of an op must not share storage
   FusedExpertsBackwardParams params = {};
   params.problem = p;
   params.preact = kept ? kept->const_data_ptr() : nullptr;
   params.grad_y = grad.const_data_ptr();
   params.grad_y_stride = grad.stride(0);
-  Gradients gradients = {nothing, nothing, nothing, nothing, nothing, nothing};
+  Gradients gradients = {nothing(), nothing(), nothing(), nothing(), nothing(), nothing()};
   auto& [grad_x, grad_w_gate_up, grad_w_down, grad_topk_weights, grad_b_gate_up, grad_b_down] = gradients;
   if (x_grad) {
     grad_x = allocate(x, {p.num_tokens, p.hidden_size}, dtype);

@@ -51,18 +51,17 @@ STABLE_TORCH_LIBRARY(moe_ext, m) {
 
   // The whole way of the data. activation: swiglu|geglu|geglu_tanh|reglu|clamped_swiglu (gated),
   // silu|gelu|gelu_tanh|relu|relu2 (ungated); alpha and limit serve clamped_swiglu; apply_weights: output|input;
-  // save: preact|none. -> y [T,H], preact [R,G] ([0] with save=none), expert_offsets, row_to_slot, slot_to_row.
+  // save: preact|none. -> y [T,H], preact [R,G] ([0] with save=none), expert_offsets, slot_to_row.
   m.def(
       "fused_experts(Tensor x, Tensor w_gate_up, Tensor w_down, Tensor topk_weights, Tensor topk_ids, "
       "Tensor? b_gate_up, Tensor? b_down, str activation, float alpha, float limit, bool interleaved, "
       "bool transposed, str apply_weights, str save, int? workspace_limit, bool deterministic) "
-      "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+      "-> (Tensor, Tensor, Tensor, Tensor)");
   // -> grad_x, grad_w_gate_up, grad_w_down, grad_topk_weights, grad_b_gate_up, grad_b_down; what is not asked
   // for comes back as an empty [0] tensor. grad_b_* are asked for by weight_grads where the bias exists.
   m.def(
       "fused_experts_backward(Tensor grad_y, Tensor x, Tensor w_gate_up, Tensor w_down, Tensor topk_weights, "
-      "Tensor? b_gate_up, Tensor? b_down, Tensor preact, Tensor expert_offsets, Tensor row_to_slot, "
-      "Tensor slot_to_row, str activation, float alpha, float limit, bool interleaved, bool transposed, "
-      "str apply_weights, int? workspace_limit, bool deterministic, bool x_grad, bool weight_grads, "
-      "bool routing_grad) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+      "Tensor? b_gate_up, Tensor? b_down, Tensor preact, Tensor expert_offsets, Tensor slot_to_row, str activation, "
+      "float alpha, float limit, bool interleaved, bool transposed, str apply_weights, int? workspace_limit, "
+      "bool deterministic, bool x_grad, bool weight_grads, bool routing_grad) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
 }

@@ -48,8 +48,8 @@ def test_kept_bytes(
     topk_weights = torch.rand(num_tokens, top_k, requires_grad=True)
     topk_ids = torch.randint(-1, num_experts + 1, (num_tokens, top_k), dtype=torch.int32)
 
-    # topk_weights, row_to_slot and slot_to_row are 4 bytes a slot each; expert_offsets does not grow with the tokens.
-    index_bytes = 12 * top_k * num_tokens + 4 * (num_experts + 1)
+    # topk_weights and slot_to_row are 4 bytes a slot each; expert_offsets does not grow with the tokens.
+    index_bytes = 8 * top_k * num_tokens + 4 * (num_experts + 1)
     x_bytes = dtype.itemsize * hidden_size * num_tokens
     preact_bytes = dtype.itemsize * 2 * top_k * intermediate_size * num_tokens
     for save, wanted in (("preact", x_bytes + preact_bytes + index_bytes), ("none", x_bytes + index_bytes)):

@@ -180,14 +180,13 @@ def _fused_experts_fake(
     x: Tensor, w_gate_up: Tensor, w_down: Tensor, topk_weights: Tensor, topk_ids: Tensor, b_gate_up: Tensor | None,
     b_down: Tensor | None, activation: str, alpha: float, limit: float, interleaved: bool, transposed: bool,
     apply_weights: str, save: str, workspace_limit: int | None, deterministic: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     num_tokens, top_k = topk_ids.shape
     width = w_gate_up.shape[2 if transposed else 1]
     return (
         x.new_empty(x.shape),
         x.new_empty((num_tokens * top_k, width) if save == "preact" else (0,)),
         topk_ids.new_empty((w_gate_up.shape[0] + 1,), dtype=torch.int32),
-        topk_ids.new_empty((num_tokens * top_k,), dtype=torch.int32),
         topk_ids.new_empty((num_tokens, top_k), dtype=torch.int32),
     )
 
@@ -195,7 +194,7 @@ def _fused_experts_fake(
 @fake("fused_experts_backward")
 def _fused_experts_backward_fake(
     grad_y: Tensor, x: Tensor, w_gate_up: Tensor, w_down: Tensor, topk_weights: Tensor, b_gate_up: Tensor | None,
-    b_down: Tensor | None, preact: Tensor, expert_offsets: Tensor, row_to_slot: Tensor, slot_to_row: Tensor,
+    b_down: Tensor | None, preact: Tensor, expert_offsets: Tensor, slot_to_row: Tensor,
     activation: str, alpha: float, limit: float, interleaved: bool, transposed: bool, apply_weights: str,
     workspace_limit: int | None, deterministic: bool, x_grad: bool, weight_grads: bool, routing_grad: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
@@ -215,11 +214,11 @@ def _fused_experts_backward_fake(
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     x, w_gate_up, w_down, topk_weights, _, b_gate_up, b_down, *options = inputs
     *activation_options, save, workspace_limit, deterministic = options
-    _, preact, expert_offsets, row_to_slot, slot_to_row = output
-    ctx.mark_non_differentiable(preact, expert_offsets, row_to_slot, slot_to_row)
+    _, preact, expert_offsets, slot_to_row = output
+    ctx.mark_non_differentiable(preact, expert_offsets, slot_to_row)
     ctx.save_for_backward(
         x, w_gate_up, w_down, topk_weights, b_gate_up, b_down, preact if save == "preact" else None,
-        expert_offsets, row_to_slot, slot_to_row,
+        expert_offsets, slot_to_row,
     )  # fmt: skip
     ctx.options = (*activation_options, workspace_limit, deterministic)
 
