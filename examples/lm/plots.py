@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 
 from .train import History
 
-_INK, _FAINT = "#1f2933", "#9aa5b1"
+_INK, _GREY, _FAINT = "#1f2933", "#52606d", "#9aa5b1"
 _BLUE, _ORANGE, _GREEN = "#2b6cb0", "#dd6b20", "#2f855a"
 _STYLE = {
     "figure.dpi": 150,
@@ -39,31 +39,47 @@ def _smooth(values: list[float], width: int) -> tuple[list[float], list[float]]:
     return middles, [float(group.mean()) for group in groups]
 
 
+def _spread(values: list[float], gap: float) -> list[float]:
+    """`values` (ascending), each moved up as far as needed to stand `gap` above the one before."""
+    placed: list[float] = []
+    for value in values:
+        placed.append(max(value, placed[-1] + gap) if placed else value)
+    return placed
+
+
 def plot_loss(history: History, val_bits: float, ngrams: dict[int, float], path: Path) -> None:
     """Training and held-out bits per byte over the steps, with the n-gram models as lines to cross."""
+    best = min(ngrams, key=lambda order: ngrams[order])
+    smooth_steps, smooth_bits = _smooth(history.train_bits, max(1, history.steps // 60))
+    val_steps, val_curve = [*history.val_steps[:-1], history.steps], [*history.val_bits[:-1], val_bits]
+    top = 8.2
+    bottom = max(0.0, min(*smooth_bits, *val_curve, ngrams[best]) - 0.8)
     with plt.rc_context(_STYLE):
-        figure, axes = plt.subplots(figsize=(8, 4.5))
-        steps = range(1, history.steps + 1)
-        axes.plot(steps, history.train_bits, color=_BLUE, alpha=0.2, linewidth=0.8)
-        axes.plot(*_smooth(history.train_bits, max(1, history.steps // 60)), color=_BLUE, linewidth=2, label="training")
-        val_steps, val_curve = [*history.val_steps[:-1], history.steps], [*history.val_bits[:-1], val_bits]
-        axes.plot(val_steps, val_curve, color=_ORANGE, linewidth=2, marker="o", markersize=4, label="held-out text")
-        axes.annotate(
-            f"{val_bits:.2f}", (history.steps, val_bits), (6, 0), textcoords="offset points", va="center",
-            color=_ORANGE, fontweight="bold",
-        )  # fmt: skip
-        best = min(ngrams, key=lambda order: ngrams[order])
-        for order in sorted({0, 2, best}):
+        figure, axes = plt.subplots(figsize=(8.5, 4.5))
+        axes.plot(range(1, history.steps + 1), history.train_bits, color=_BLUE, alpha=0.2, linewidth=0.8)
+        axes.plot(smooth_steps, smooth_bits, color=_BLUE, linewidth=2, label="training text")
+        label = f"held-out text, {val_bits:.2f} at the end"
+        axes.plot(val_steps, val_curve, color=_ORANGE, linewidth=2, marker="o", markersize=4, label=label)
+
+        orders = sorted({0, 2, best}, key=lambda order: ngrams[order])
+        heights = _spread([ngrams[order] for order in orders], gap=0.05 * (top - bottom))
+        for order, height in zip(orders, heights, strict=True):
             axes.axhline(ngrams[order], color=_FAINT, linewidth=1, linestyle=(0, (4, 3)), zorder=0)
-            name = f"order {order}" + (", the best by counting" if order == best else "")
-            axes.annotate(
-                f"{name}: {ngrams[order]:.2f}", (1, ngrams[order]), (-4, 3), textcoords="offset points",
-                xycoords=("axes fraction", "data"), ha="right", fontsize=8.5, color="#52606d",
+            name = f"order {order}: {ngrams[order]:.2f}" + (" (best n-gram)" if order == best else "")
+            axes.text(1.01, height, name, transform=axes.get_yaxis_transform(), va="center", fontsize=9, color=_GREY)
+
+        starts = [step for step in range(1, history.steps) if history.windows[step] != history.windows[step - 1]]
+        for start in starts:
+            axes.axvline(start, ymax=0.07, color=_FAINT, linewidth=1)
+        for start, end in zip([0, *starts], [*starts, history.steps], strict=True):
+            text = f"windows of {history.windows[start]}" if start == 0 else f"{history.windows[start]}"
+            axes.text(
+                (start + end) / 2, 0.02, text, transform=axes.get_xaxis_transform(), ha="center", fontsize=8.5,
+                color=_GREY,
             )  # fmt: skip
         axes.set(xlabel="training step", ylabel="bits per byte", title="Loss, against byte n-gram models")
-        axes.set_xlim(0, history.steps * 1.06)
-        axes.set_ylim(bottom=0, top=max(8.2, max(history.train_bits) * 1.02))
-        axes.legend(frameon=False, loc="upper right", bbox_to_anchor=(1, 0.98), ncols=2)
+        axes.set(xlim=(0, history.steps * 1.01), ylim=(bottom, top))
+        axes.legend(frameon=False, loc="upper right")
         figure.savefig(path)
         plt.close(figure)
 

@@ -42,6 +42,8 @@ class History:
     """What the plots and the summary are made of; losses in bits per byte."""
 
     tokens: int = 0
+    windows: list[int] = field(default_factory=list)
+    """Length of each step's windows in bytes."""
     seconds: list[float] = field(default_factory=list)
     train_bits: list[float] = field(default_factory=list)
     val_steps: list[int] = field(default_factory=list)
@@ -169,6 +171,7 @@ def train(
         inputs, targets = sampler(config.batch * trainer.model.config.context // length, length)
         loss = trainer.step(inputs, targets, learning_rate(config, step, progress))
         history.tokens += inputs.numel()
+        history.windows.append(length)
         rate = config.bias_rate if progress < BIAS_RATE_END else 0.0
         history.loads.append(trainer.balance(rate))
         history.train_bits.append(float(loss) / math.log(2))
