@@ -223,7 +223,7 @@ def test_wgrad_accumulates(cpu_isa: str, dtype: torch.dtype, transposed: bool, g
         raw.grouped_gemm_wgrad_(rows, grad_out, offsets, gather_index, transposed, accumulator)
 
     def sums(to: torch.dtype) -> Tensor:
-        result = start.to(to)
+        result = start.to(to, copy=True)
         for expert in range(6):
             begin, end = int(offsets[expert]), int(offsets[expert + 1])
             source = rows[begin:end] if gather_index is None else rows[gather_index[begin:end].long()]

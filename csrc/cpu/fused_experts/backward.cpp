@@ -1,5 +1,6 @@
 // Five steps: the gradient through the activation (with the routing weights' gradient in its epilogue), two weight
 // gradients that gather on the token axis, the input gradient by rows, and its sum over k.
+#include <cstring>
 #include <vector>
 
 #include "cpu/fused_experts/fused_experts.h"
@@ -19,7 +20,8 @@ class Backward {
         layout_(p_),
         rows_(num_rows(p_)),
         preact_size_(preact_size(p_)),
-        weight_grads_(params.grad_w_gate_up.data != nullptr),
+        // A weight without elements has no address, but its bias may have some.
+        weight_grads_(params.grad_w_gate_up.data || params.grad_b_gate_up || params.grad_b_down),
         partial_blocks_((p_.intermediate_size + column_block() - 1) / column_block()),
         workspace_(workspace_bytes()) {}
 
@@ -211,6 +213,9 @@ class Backward {
 
   // Rows of dz W_gate_up, a slab of columns at a time, summed over k into grad_x.
   Status input_gradient() {
+    if (p_.hidden_size == 0 && params_.grad_topk_weights && p_.weights_on_input) {
+      std::memset(params_.grad_topk_weights, 0, rows_ * accumulator_size(p_.dtype));  // there is no slab to begin it
+    }
     return for_slabs(p_, [&](int64_t begin, int64_t end) {
       const GroupedGemmParams product = {
           .dtype = p_.dtype,
