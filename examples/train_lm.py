@@ -48,7 +48,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     model.add_argument("--heads", type=int, default=4, help="attention heads (%(default)s)")
     model.add_argument("--experts", type=int, default=32, help="routed experts in a layer (%(default)s)")
     model.add_argument("--top-k", type=int, default=4, help="routed experts for a byte (%(default)s)")
-    model.add_argument("--intermediate", type=int, default=64, help="width of one expert (%(default)s)")
+    model.add_argument("--intermediate", type=int, default=32, help="width of one expert (%(default)s)")
     model.add_argument("--context", type=int, default=256, help="bytes that the model sees (%(default)s)")
 
     training = parser.add_argument_group("training")
@@ -104,7 +104,7 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
         return getattr(torch, name)
     if device.type == "cuda":
         return torch.bfloat16
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return torch.bfloat16 if capabilities.get("amx_bf16") else torch.float32
 
 

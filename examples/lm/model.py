@@ -36,7 +36,7 @@ class ModelConfig:
     heads: int = 4
     experts: int = 32
     top_k: int = 4
-    intermediate: int = 64  # of one routed expert; the shared expert and the dense layer are multiples of it
+    intermediate: int = 32  # of one routed expert; the shared expert and the dense layer are multiples of it
     context: int = 256
 
     def __post_init__(self) -> None:

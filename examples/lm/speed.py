@@ -11,7 +11,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -51,7 +51,7 @@ class HuggingFaceExperts(nn.Module):
 @contextmanager
 def experts_replaced(model: LanguageModel, implementation: str) -> Iterator[None]:
     """Within the context every MoE layer runs transformers' experts; "moe_ext" leaves the model as it is."""
-    layers = model.moe_layers()
+    layers: list[Any] = list(model.moe_layers())
     own = [layer.experts for layer in layers]
     if implementation != "moe_ext":
         for layer in layers:

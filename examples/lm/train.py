@@ -100,7 +100,7 @@ class Trainer:
     def balance(self, rate: float) -> Tensor:
         """Moves every layer's selection bias against the load of this step; returns that load [layers, experts]."""
         layers = self.model.moe_layers()
-        counts = torch.stack([layer.expert_counts.cpu() for layer in layers])
+        counts = torch.stack([layer.expert_counts for layer in layers if layer.expert_counts is not None]).cpu()
         for layer in layers:
             layer.update_expert_bias(rate)
         return counts
