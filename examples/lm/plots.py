@@ -32,11 +32,12 @@ _STYLE = {
 }
 
 
-def _smooth(values: list[float], width: int) -> tuple[list[float], list[float]]:
-    """Steps and means of consecutive groups of `width` values."""
-    groups = torch.tensor(values, dtype=torch.float64).split(width)
-    middles = [i * width + (len(group) + 1) / 2 for i, group in enumerate(groups)]
-    return middles, [float(group.mean()) for group in groups]
+def _groups(values: torch.Tensor, most: int) -> tuple[list[float], torch.Tensor]:
+    """At most `most` consecutive groups of nearly equal length along dim 0: their middle steps and their means."""
+    groups = values.double().tensor_split(min(most, len(values)))
+    ends = torch.tensor([len(group) for group in groups]).cumsum(0).tolist()
+    middles = [end - len(group) / 2 for end, group in zip(ends, groups, strict=True)]
+    return middles, torch.stack([group.mean(0) for group in groups])
 
 
 def _spread(values: list[float], gap: float) -> list[float]:
@@ -50,14 +51,14 @@ def _spread(values: list[float], gap: float) -> list[float]:
 def plot_loss(history: History, val_bits: float, ngrams: dict[int, float], path: Path) -> None:
     """Training and held-out bits per byte over the steps, with the n-gram models as lines to cross."""
     best = min(ngrams, key=lambda order: ngrams[order])
-    smooth_steps, smooth_bits = _smooth(history.train_bits, max(1, history.steps // 60))
+    smooth_steps, smooth_bits = _groups(torch.tensor(history.train_bits), most=60)
     val_steps, val_curve = [*history.val_steps[:-1], history.steps], [*history.val_bits[:-1], val_bits]
     top = 8.2
-    bottom = max(0.0, min(*smooth_bits, *val_curve, ngrams[best]) - 0.8)
+    bottom = max(0.0, min(*smooth_bits.tolist(), *val_curve, ngrams[best]) - 0.8)
     with plt.rc_context(_STYLE):
         figure, axes = plt.subplots(figsize=(8.5, 4.5))
         axes.plot(range(1, history.steps + 1), history.train_bits, color=_BLUE, alpha=0.2, linewidth=0.8)
-        axes.plot(smooth_steps, smooth_bits, color=_BLUE, linewidth=2, label="training text")
+        axes.plot(smooth_steps, smooth_bits.numpy(), color=_BLUE, linewidth=2, label="training text")
         label = f"held-out text, {val_bits:.2f} at the end"
         axes.plot(val_steps, val_curve, color=_ORANGE, linewidth=2, marker="o", markersize=4, label=label)
 
@@ -86,11 +87,9 @@ def plot_loss(history: History, val_bits: float, ngrams: dict[int, float], path:
 
 def plot_load(history: History, path: Path, columns: int = 120) -> None:
     """For each MoE layer the load of every expert over time, as a multiple of its fair share, and MaxVio below."""
-    loads = torch.stack(history.loads).double()  # [steps, layers, experts]
-    width = max(1, -(-history.steps // columns))
-    grouped = torch.stack([group.sum(0) for group in loads.split(width)])
-    share = grouped / grouped.mean(-1, keepdim=True)
-    num_layers, num_experts = loads.shape[1:]
+    middles, mean_load = _groups(torch.stack(history.loads), most=columns)  # [columns, layers, experts]
+    share = mean_load / mean_load.mean(-1, keepdim=True)
+    num_layers, num_experts = share.shape[1:]
     with plt.rc_context(_STYLE):
         figure, all_axes = plt.subplots(
             num_layers + 1, 1, figsize=(8, 1.7 * num_layers + 2.2), sharex=True, squeeze=False,
@@ -105,7 +104,6 @@ def plot_load(history: History, path: Path, columns: int = 120) -> None:
             axes.set_ylabel(f"layer {layer + 2}\nexpert")
         panels[0].set_title("Load of each expert, as a multiple of its fair share")
         figure.colorbar(image, ax=panels[:-1], extend="max", label="load / fair share", shrink=0.7)
-        middles = [min((i + 0.5) * width, history.steps) for i in range(len(share))]
         for layer in range(num_layers):
             color = plt.get_cmap("viridis")(0.85 * layer / max(1, num_layers - 1))
             panels[-1].plot(middles, (share[:, layer].amax(-1) - 1).numpy(), color=color, label=f"layer {layer + 2}")

@@ -110,7 +110,7 @@ class Trainer:
         """Mean bits for each byte of `text` (uint8 `[n]`) but the first, each scored once.
 
         Windows of `context` bytes overlap by half, so each byte has at least context / 2 bytes before it (as far
-        as the text goes back). `max_windows` looks at the beginning only.
+        as the text goes back). `max_windows` takes a sample, evenly spread over the text.
         """
         context = self.model.config.context
         stride = max(1, context // 2)
@@ -118,18 +118,21 @@ class Trainer:
         starts = list(range(0, num_targets - context + 1, stride))
         if starts[-1] != num_targets - context:
             starts.append(num_targets - context)
-        starts = starts[:max_windows]
-        total, scored = 0.0, 0
+        if max_windows is not None:
+            starts = starts[:: -(-len(starts) // max_windows)]
+        total, scored, count = 0.0, 0, 0
         self.model.eval()
         for at in range(0, len(starts), 16):
             chunk = starts[at : at + 16]
             windows = torch.stack([text[start : start + context + 1] for start in chunk]).long().to(self.device)
             losses = self.loss(windows[:, :-1], windows[:, 1:], reduction="none").double().cpu()
             for start, row in zip(chunk, losses, strict=True):
-                total += float(row[scored - start :].sum())
+                first = max(scored - start, context - stride if start else 0)
+                total += float(row[first:].sum())
+                count += context - first
                 scored = start + context
         self.model.train()
-        return total / scored / math.log(2)
+        return total / count / math.log(2)
 
 
 def learning_rate(config: TrainConfig, step: int, progress: float) -> float:
@@ -180,7 +183,7 @@ def train(
         progress = (step + 1) / config.steps if config.steps is not None else elapsed / budget_seconds
         if progress >= next_val:
             history.val_steps.append(step + 1)
-            history.val_bits.append(trainer.bits_per_byte(val, max_windows=16))
+            history.val_bits.append(trainer.bits_per_byte(val, max_windows=32))
             next_val = 0.1 * (math.floor(progress * 10) + 1)
         on_step(history, progress)
     return history

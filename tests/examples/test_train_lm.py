@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -253,13 +254,15 @@ def test_held_out_topics_share_no_paragraph_with_the_training_text() -> None:
     assert corpus.sha256() == python_topics_corpus().sha256()
 
 
-def test_evaluation_scores_every_byte_but_the_first_once() -> None:
+@pytest.mark.parametrize("length", [17, 18, 24, 25, 100])
+def test_evaluation_scores_every_byte_but_the_first_once(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
     from lm.model import LanguageModel, ModelConfig
     from lm.train import TrainConfig, Trainer
 
-    model = LanguageModel(ModelConfig(32, 2, 2, 4, 2, 16, 16))
-    trainer = Trainer(model, TrainConfig(), torch.device("cpu"))
-    with torch.no_grad():
-        model.head.weight.zero_()  # every byte costs exactly 8 bits, so a byte missed or counted twice shows
-    for length in (17, 18, 24, 25, 100):
-        assert trainer.bits_per_byte(torch.zeros(length, dtype=torch.uint8)) == pytest.approx(8.0, abs=1e-5)
+    trainer = Trainer(LanguageModel(ModelConfig(32, 2, 2, 4, 2, 16, 16)), TrainConfig(), torch.device("cpu"))
+    # The cost of a byte is its value, so that a byte missed or counted twice changes the mean.
+    monkeypatch.setattr(trainer, "loss", lambda inputs, targets, reduction: targets.float() * math.log(2))
+    text = torch.randint(256, (length,), generator=torch.Generator().manual_seed(length), dtype=torch.uint8)
+    assert trainer.bits_per_byte(text) == pytest.approx(float(text[1:].double().mean()), rel=1e-5)
+    sampled = trainer.bits_per_byte(text, max_windows=2)
+    assert float(text.min()) <= sampled <= float(text.max())
