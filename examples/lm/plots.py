@@ -52,15 +52,20 @@ def plot_loss(history: History, val_bits: float, ngrams: dict[int, float], path:
     """Training and held-out bits per byte over the steps, with the n-gram models as lines to cross."""
     best = min(ngrams, key=lambda order: ngrams[order])
     smooth_steps, smooth_bits = _groups(torch.tensor(history.train_bits), most=60)
-    val_steps, val_curve = [*history.val_steps[:-1], history.steps], [*history.val_bits[:-1], val_bits]
     top = 8.2
-    bottom = max(0.0, min(*smooth_bits.tolist(), *val_curve, ngrams[best]) - 0.8)
+    bottom = max(0.0, min(*smooth_bits.tolist(), *history.val_bits, val_bits, ngrams[best]) - 0.8)
     with plt.rc_context(_STYLE):
         figure, axes = plt.subplots(figsize=(8.5, 4.5))
         axes.plot(range(1, history.steps + 1), history.train_bits, color=_BLUE, alpha=0.2, linewidth=0.8)
         axes.plot(smooth_steps, smooth_bits.numpy(), color=_BLUE, linewidth=2, label="training text")
-        label = f"held-out text, {val_bits:.2f} at the end"
-        axes.plot(val_steps, val_curve, color=_ORANGE, linewidth=2, marker="o", markersize=4, label=label)
+        axes.plot(
+            history.val_steps, history.val_bits, color=_ORANGE, linewidth=2, marker="o", markersize=4,
+            label="a sample of the held-out text",
+        )  # fmt: skip
+        axes.plot(
+            history.steps, val_bits, color=_ORANGE, marker="D", markersize=8, markeredgecolor="white",
+            linestyle="none", label=f"all of it: {val_bits:.2f}",
+        )  # fmt: skip
 
         orders = sorted({0, 2, best}, key=lambda order: ngrams[order])
         heights = _spread([ngrams[order] for order in orders], gap=0.05 * (top - bottom))
