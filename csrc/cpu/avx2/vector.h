@@ -19,6 +19,7 @@ struct Avx2Vector {
   static Avx2Vector load_sum(const float* from) { return load(from); }
   static Avx2Vector broadcast(const float* from) { return Avx2Vector(_mm256_broadcast_ss(from)); }
   void multiply_add(const Avx2Vector& a, const Avx2Vector& b) { value = _mm256_fmadd_ps(a.value, b.value, value); }
+  void add(const Avx2Vector& other) { value += other.value; }
   void store_sum(float* to) const { _mm256_storeu_ps(to, value); }
 };
 

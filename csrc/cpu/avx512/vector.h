@@ -21,6 +21,7 @@ struct Avx512Vector {
   void multiply_add(const Avx512Vector& a, const Avx512Vector& b) {
     value = _mm512_fmadd_ps(a.value, b.value, value);
   }
+  void add(const Avx512Vector& other) { value += other.value; }
   void store_sum(float* to) const { _mm512_storeu_ps(to, value); }
 };
 

@@ -19,6 +19,7 @@ struct Bf16PairVector {
   void multiply_add(const Bf16PairVector& a, const Bf16PairVector& b) {
     value = _mm512_dpbf16_ps(value, (__m512bh)a.value, (__m512bh)b.value);
   }
+  void add(const Bf16PairVector& other) { value += other.value; }
   void store_sum(float* to) const { _mm512_storeu_ps(to, value); }
 };
 

@@ -27,6 +27,7 @@ struct NativeVector {
     return result;
   }
   void multiply_add(const NativeVector& a, const NativeVector& b) { value += a.value * b.value; }
+  void add(const NativeVector& other) { value += other.value; }
   void store_sum(Scalar* to) const { memcpy(to, &value, 16); }
 };
 

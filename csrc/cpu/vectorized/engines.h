@@ -1,25 +1,20 @@
 // Two of the engines that GemmDriver drives, written over a small vector type that each ISA supplies:
 //   FloatEngine   one number at a time: float32 (bfloat16 and float16 are widened while packing) and float64
 //   PairEngine    pairs of bfloat16 per float32 lane
-// Vector types give: Lane, Acc, kWidth, zero(), load(), store(), broadcast(), multiply_add().
+// Vector types give: Lane, Acc, kWidth, load(), broadcast(), multiply_add(), and for sums load_sum(), add(), store_sum().
 #pragma once
 
 #include "cpu/vectorized/gemm_driver.h"
 
 namespace moe::cpu::MOE_ISA {
 
-// D[kRows, kVectors * kWidth] (+)= P[kRows, k] * Q[k, ...]. p points at row 0; rows are p_row lanes apart and steps of
-// k are p_step lanes apart.
+// D[kRows, kVectors * kWidth] (+)= P[kRows, k] * Q[k, ...]. A block of k is summed from zero and then added to what is
+// there: the rounding error of one long chain of additions would grow with its length.
 template <class Vector, int kRows, int kVectors, bool kKMajor>
 static inline void multiply_panels(const typename Vector::Lane* p, int64_t ldp, const typename Vector::Lane* q,
                                    int64_t k, typename Vector::Acc* d, int64_t ldd, bool accumulate) {
   constexpr int kWidth = Vector::kWidth;
   Vector sums[kRows][kVectors];
-#pragma GCC unroll 16
-  for (int i = 0; i < kRows; ++i) {
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) sums[i][v] = accumulate ? Vector::load_sum(d + i * ldd + v * kWidth) : Vector();
-  }
   for (int64_t kk = 0; kk < k; ++kk) {
     Vector columns[kVectors];
 #pragma GCC unroll 4
@@ -34,7 +29,10 @@ static inline void multiply_panels(const typename Vector::Lane* p, int64_t ldp, 
 #pragma GCC unroll 16
   for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) sums[i][v].store_sum(d + i * ldd + v * kWidth);
+    for (int v = 0; v < kVectors; ++v) {
+      if (accumulate) sums[i][v].add(Vector::load_sum(d + i * ldd + v * kWidth));
+      sums[i][v].store_sum(d + i * ldd + v * kWidth);
+    }
   }
 }
 
@@ -76,7 +74,8 @@ struct FloatEngine {
   static constexpr int64_t kQ = kVectorsOfQ * Vector::kWidth;
   static constexpr int64_t kStep = 1;
   static constexpr int64_t kGroup = kGroupColumns;
-  static constexpr int64_t kKBlock = 512;
+  // Also the length of one chain of additions.
+  static constexpr int64_t kKBlock = 384;
   static constexpr int64_t kSuper = 4 * kGroup;
   static constexpr int64_t kMChunk = 288 / kQ * kQ;
   static constexpr bool kKMajorP = true;
