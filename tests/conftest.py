@@ -8,8 +8,14 @@ from __future__ import annotations
 
 import os
 
+# Before torch loads its thread pool: threads that wait by spinning starve the others on a busy machine.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
+# torch keeps compiled graphs from run to run, and their key knows an op's name, not the shapes that its fake kernel
+# gives: after a change of an op, a graph of the old one would be run.
+os.environ["TORCHINDUCTOR_FX_GRAPH_CACHE"] = "0"
+os.environ["TORCHINDUCTOR_AUTOGRAD_CACHE"] = "0"
 
 import random
 from collections.abc import Iterator
