@@ -2,11 +2,13 @@
 #
 #   PYTHON           the Python that .venv is made from (3.10 or newer; default python3)
 #   TORCH_INDEX_URL  where torch comes from, for example PyTorch's index of CPU builds, which are much smaller
+#   WORKERS          test processes side by side (default 2; 0 for one process)
 #   PYTEST_ARGS, DEMO_ARGS, BENCH_ARGS   passed on
 # Build variables (MOE_EXT_CUDA, MAX_JOBS, CC, ...) are those of setup.py.
 
 PYTHON ?= python3
 TORCH_INDEX_URL ?=
+WORKERS ?= 2
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 BENCH_ARGS ?=
@@ -34,7 +36,7 @@ demo: $(BUILT)  ## train a small MoE language model in about two minutes; plots 
 	$(BIN)/python examples/train_lm.py $(DEMO_ARGS)
 
 test: $(BUILT)  ## all tests
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 bench: $(BUILT)  ## checked benchmarks of every operation; results go to bench/results/
 	$(BIN)/python -m bench $(or $(BENCH_ARGS),run)

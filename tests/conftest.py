@@ -1,7 +1,8 @@
 """What every test relies on: fixed seeds, one thread count, no network, and each CPU instruction set in turn.
 
 A test that takes the fixture ``cpu_isa`` runs once for each instruction set that the build has and this machine can
-execute. Those the machine lacks are named in the header and again before pytest's closing line.
+execute. Those the machine lacks are named in the header and again before pytest's closing line. Kernels that several
+instruction sets share are tested on one of them, unless ``--every-isa`` is given.
 """
 
 from __future__ import annotations
@@ -61,7 +62,33 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         metafunc.parametrize("cpu_isa", _isas()[0], indirect=True)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--every-isa", action="store_true", help="also run tests of kernels that another ISA shares")
+
+
+# One source, compiled with flags that differ only by instructions for products of bfloat16: everything else is the
+# same code in all three, and is tested on the best that the machine has.
+_SHARED_KERNELS = ("avx512", "avx512bf16", "amx")
+_PRODUCTS = ("gemm", "experts", "determinism", "properties", "large")
+
+
+def _is_shared(item: pytest.Item, best: str) -> bool:
+    params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+    isa = params.get("cpu_isa")
+    if isa not in _SHARED_KERNELS or isa == best:
+        return False
+    if any(word in item.path.name for word in _PRODUCTS):
+        return "dtype" in params and params["dtype"] is not torch.bfloat16
+    return True
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--every-isa"):
+        best = _isas()[0][-1]
+        shared = [item for item in items if _is_shared(item, best)]
+        config.hook.pytest_deselected(items=shared)
+        left_out = set(shared)
+        items[:] = [item for item in items if item not in left_out]
     if not torch.cuda.is_available():
         for item in items:
             if "cuda" in item.keywords:
