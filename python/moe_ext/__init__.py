@@ -6,7 +6,9 @@ loads the extension and registers shapes, derivatives and autocast rules, so tha
 and :mod:`moe_ext.losses`; the same operators in plain PyTorch are in :mod:`moe_ext.reference`.
 """
 
+from importlib import import_module as _import_module
 from importlib import metadata as _metadata
+from types import ModuleType as _ModuleType
 
 from . import _versions
 
@@ -35,6 +37,16 @@ try:
 except _metadata.PackageNotFoundError:
     # Run from a source tree that was never installed.
     __version__ = "0.0.0+source"
+
+_SUBPACKAGES = ("losses", "nn", "reference", "routing")
+
+
+def __getattr__(name: str) -> _ModuleType:
+    """``moe_ext.nn`` and its like without an import of their own, loaded when first named."""
+    if name in _SUBPACKAGES:
+        return _import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = [
     "Permutation",
