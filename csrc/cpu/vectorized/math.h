@@ -12,15 +12,15 @@
 
 namespace moe::cpu::MOE_ISA {
 
-static inline float infinity(float) { return __builtin_inff(); }
-static inline double infinity(double) { return __builtin_inf(); }
+MOE_INLINE float infinity(float) { return __builtin_inff(); }
+MOE_INLINE double infinity(double) { return __builtin_inf(); }
 
 // For the ordering of floats without NaN, which is all that these are used for; a NaN in x comes out again.
-static inline float at_most(float x, float limit) { return x > limit ? limit : x; }
-static inline float at_least(float x, float limit) { return x < limit ? limit : x; }
+MOE_INLINE float at_most(float x, float limit) { return x > limit ? limit : x; }
+MOE_INLINE float at_least(float x, float limit) { return x < limit ? limit : x; }
 
 // e^x. Within 1.5 ulp, subnormal results included; +inf and 0 past the ends, NaN for NaN.
-static inline float exp(float x) {
+MOE_INLINE float exp(float x) {
   // e^x = 2^n * e^r with |r| <= ln(2)/2. Beyond these limits the result has long been infinite or 0.
   x = at_least(at_most(x, 89.0f), -104.0f);
   const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, left in the low bits
@@ -40,14 +40,14 @@ static inline float exp(float x) {
   const uint32_t scale1 = static_cast<uint32_t>(exponent - first + 127) << 23;
   return (p * float_of(static_cast<int32_t>(scale0))) * float_of(static_cast<int32_t>(scale1));
 }
-static inline double exp(double x) { return __builtin_exp(x); }
+MOE_INLINE double exp(double x) { return __builtin_exp(x); }
 
 // 1 / (1 + e^-x).
-static inline float sigmoid(float x) { return 1.0f / (1.0f + exp(-x)); }
-static inline double sigmoid(double x) { return 1.0 / (1.0 + __builtin_exp(-x)); }
+MOE_INLINE float sigmoid(float x) { return 1.0f / (1.0f + exp(-x)); }
+MOE_INLINE double sigmoid(double x) { return 1.0 / (1.0 + __builtin_exp(-x)); }
 
 // log(1 + u) for u in [0, 1], precise relative to the result: 2 atanh(u / (2 + u)).
-static inline float log1p_of_unit(float u) {
+MOE_INLINE float log1p_of_unit(float u) {
   const float s = u / (2.0f + u);
   const float z = s * s;
   float q = 2.14276582e-1f + 2.43009344e-1f * z;
@@ -56,16 +56,16 @@ static inline float log1p_of_unit(float u) {
   q = 6.66666746e-1f + q * z;
   return 2.0f * s + (s * z) * q;
 }
-static inline double log1p_of_unit(double u) { return __builtin_log1p(u); }
+MOE_INLINE double log1p_of_unit(double u) { return __builtin_log1p(u); }
 
 // log(1 + e^x).
 template <class A>
-static inline A softplus(A x) {
+MOE_INLINE A softplus(A x) {
   const A u = log1p_of_unit(exp(x > 0 ? -x : x));
   return x > 0 ? x + u : u;
 }
 
-static inline float tanh(float x) {
+MOE_INLINE float tanh(float x) {
   const float a = float_of(bits_of(x) & 0x7fffffff);
   // Near 0 an odd polynomial; from 0.625 on 1 - 2 / (e^2a + 1) loses nothing.
   const float s = a * a;
@@ -79,10 +79,10 @@ static inline float tanh(float x) {
   const float magnitude = a < 0.625f ? small : large;
   return float_of(bits_of(magnitude) | (bits_of(x) & INT32_MIN));
 }
-static inline double tanh(double x) { return __builtin_tanh(x); }
+MOE_INLINE double tanh(double x) { return __builtin_tanh(x); }
 
 // 2/sqrt(pi) times the integral of e^(-t^2) from 0 to x.
-static inline float erf(float x) {
+MOE_INLINE float erf(float x) {
   const float a = float_of(bits_of(x) & 0x7fffffff);
   const float s = a * a;
   float q = -8.02084222e-4f + 7.88912294e-5f * s;
@@ -104,6 +104,6 @@ static inline float erf(float x) {
   const float magnitude = a < 1.0f ? small : large;
   return float_of(bits_of(magnitude) | (bits_of(x) & INT32_MIN));
 }
-static inline double erf(double x) { return __builtin_erf(x); }
+MOE_INLINE double erf(double x) { return __builtin_erf(x); }
 
 }  // namespace moe::cpu::MOE_ISA

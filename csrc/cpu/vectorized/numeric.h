@@ -17,6 +17,10 @@
 #error "define MOE_ISA before this header"
 #endif
 
+// For what is called once per element: a loop vectorises only if all that it calls is inlined, and left to itself the
+// compiler stops doing so when a file has many callers.
+#define MOE_INLINE __attribute__((always_inline)) static inline
+
 namespace moe::cpu::MOE_ISA {
 
 struct bf16 {
@@ -26,16 +30,14 @@ struct fp16 {
   uint16_t bits;
 };
 
-static inline int32_t bits_of(float x) { return __builtin_bit_cast(int32_t, x); }
-static inline int64_t bits_of(double x) { return __builtin_bit_cast(int64_t, x); }
-static inline float float_of(int32_t bits) { return __builtin_bit_cast(float, bits); }
-static inline double double_of(int64_t bits) { return __builtin_bit_cast(double, bits); }
+MOE_INLINE int32_t bits_of(float x) { return __builtin_bit_cast(int32_t, x); }
+MOE_INLINE int64_t bits_of(double x) { return __builtin_bit_cast(int64_t, x); }
+MOE_INLINE float float_of(int32_t bits) { return __builtin_bit_cast(float, bits); }
+MOE_INLINE double double_of(int64_t bits) { return __builtin_bit_cast(double, bits); }
 
-static inline float bf16_to_float(bf16 x) {
-  return float_of(static_cast<int32_t>(static_cast<uint32_t>(x.bits) << 16));
-}
+MOE_INLINE float bf16_to_float(bf16 x) { return float_of(static_cast<int32_t>(static_cast<uint32_t>(x.bits) << 16)); }
 
-static inline bf16 float_to_bf16(float x) {
+MOE_INLINE bf16 float_to_bf16(float x) {
   const uint32_t u = static_cast<uint32_t>(bits_of(x));
   const uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
   const uint32_t quiet_nan = (u >> 16) | 0x40u;
@@ -43,7 +45,7 @@ static inline bf16 float_to_bf16(float x) {
   return {static_cast<uint16_t>(is_nan ? quiet_nan : rounded)};
 }
 
-static inline float fp16_to_float(fp16 x) {
+MOE_INLINE float fp16_to_float(fp16 x) {
   const int32_t magnitude = (x.bits & 0x7fff) << 13;
   const int32_t normal = magnitude + ((127 - 15) << 23);
   const int32_t inf_or_nan = magnitude + ((255 - 31) << 23);
@@ -55,7 +57,7 @@ static inline float fp16_to_float(fp16 x) {
   return float_of(static_cast<int32_t>(static_cast<uint32_t>(bits) | sign));
 }
 
-static inline fp16 float_to_fp16(float x) {
+MOE_INLINE fp16 float_to_fp16(float x) {
   const uint32_t u = static_cast<uint32_t>(bits_of(x));
   const int32_t magnitude = static_cast<int32_t>(u & 0x7fffffffu);
   const int32_t normal = (magnitude - ((127 - 15) << 23) + 0xfff + ((magnitude >> 13) & 1)) >> 13;
@@ -82,28 +84,20 @@ struct Accumulator<double> {
 template <class T>
 using acc_t = typename Accumulator<T>::type;
 
-static inline float to_acc(float x) { return x; }
-static inline double to_acc(double x) { return x; }
-static inline float to_acc(bf16 x) { return bf16_to_float(x); }
-static inline float to_acc(fp16 x) { return fp16_to_float(x); }
+MOE_INLINE float to_acc(float x) { return x; }
+MOE_INLINE double to_acc(double x) { return x; }
+MOE_INLINE float to_acc(bf16 x) { return bf16_to_float(x); }
+MOE_INLINE float to_acc(fp16 x) { return fp16_to_float(x); }
+
+// The type to round to goes in as a pointer that is not read.
+MOE_INLINE float rounded(float x, const float*) { return x; }
+MOE_INLINE double rounded(double x, const double*) { return x; }
+MOE_INLINE bf16 rounded(float x, const bf16*) { return float_to_bf16(x); }
+MOE_INLINE fp16 rounded(float x, const fp16*) { return float_to_fp16(x); }
 
 template <class T>
-static inline T from_acc(acc_t<T> x);
-template <>
-inline float from_acc<float>(float x) {
-  return x;
-}
-template <>
-inline double from_acc<double>(double x) {
-  return x;
-}
-template <>
-inline bf16 from_acc<bf16>(float x) {
-  return float_to_bf16(x);
-}
-template <>
-inline fp16 from_acc<fp16>(float x) {
-  return float_to_fp16(x);
+MOE_INLINE T from_acc(acc_t<T> x) {
+  return rounded(x, static_cast<const T*>(nullptr));
 }
 
 }  // namespace moe::cpu::MOE_ISA

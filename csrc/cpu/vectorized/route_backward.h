@@ -15,6 +15,7 @@ namespace routing {
 
 inline constexpr int64_t kTile = 1024;
 inline constexpr int64_t kPiece = 256;
+inline constexpr int64_t kPadding = 16;  // divides kPiece
 
 template <class T>
 class RowGradient {
@@ -63,13 +64,44 @@ class RowGradient {
       const A z = is_valid(id) ? to_acc(logits_[id]) : -infinity(A());
       piece_z_[j] = sanitize_ ? sanitized(z) : z;
     }
+    for (int64_t j = size; j % kPadding != 0; ++j) piece_z_[j] = -infinity(A());
     if (!scores_known_) return size;
+    score_piece(begin, size);
     for (int64_t j = 0; j < size; ++j) {
       const bool valid = is_valid(ids_[begin + j]);
-      piece_s_[j] = valid ? score(piece_z_[j]) : A(0);
+      piece_s_[j] = valid ? piece_s_[j] : A(0);
       piece_g_[j] = valid ? incoming_[begin + j] * scale_ : A(0);
     }
     return size;
+  }
+
+  void score_piece(int64_t begin, int64_t size) {
+    const A maximum = maximum_, sum = sum_of_exps_;
+    switch (p_.rule.score) {
+      case Score::kSoftmax:
+        if (!p_.rule.softmax_after && num_tiles() == 1) {
+          for (int64_t j = 0; j < size; ++j) {
+            piece_s_[j] = is_valid(ids_[begin + j]) ? tile_e_[ids_[begin + j]] / sum : A(0);
+          }
+          return;
+        }
+        return map_piece(size, [=](A z) __attribute__((always_inline)) { return exp(z - maximum) / sum; });
+      case Score::kSigmoid:
+        return map_piece(size, [](A z) __attribute__((always_inline)) { return sigmoid(z); });
+      case Score::kSqrtSoftplus:
+        return map_piece(size, [](A z) __attribute__((always_inline)) { return square_root(softplus(z)); });
+      case Score::kNone:
+        return map_piece(size, [](A z) __attribute__((always_inline)) { return z; });
+    }
+  }
+
+  // piece_s_ = function(piece_z_), padding included, so that even a few experts are one vector.
+  template <class Function>
+  void map_piece(int64_t size, const Function& function) {
+    for (int64_t j = 0; j < size; j += kPadding) {
+#pragma GCC unroll 1
+      for (int64_t l = j; l < j + kPadding; ++l) piece_s_[l] = function(piece_z_[l]);
+    }
   }
 
   // Fills tile_z_, padded with -inf to whole blocks. Returns their number.
@@ -85,20 +117,6 @@ class RowGradient {
       for (int64_t i = 0; i < blocks * kBlock; ++i) tile_z_[i] = sanitized(tile_z_[i]);
     }
     return blocks;
-  }
-
-  A score(A z) const {
-    switch (p_.rule.score) {
-      case Score::kSoftmax:
-        return exp(z - maximum_) / sum_of_exps_;
-      case Score::kSigmoid:
-        return sigmoid(z);
-      case Score::kSqrtSoftplus:
-        return square_root(softplus(z));
-      case Score::kNone:
-        return z;
-    }
-    return z;
   }
 
   // Of the scores that look at one logit alone.
@@ -125,9 +143,9 @@ class RowGradient {
       maximum_ = value_of(best);
       for (int64_t c = 0; c < num_pieces(); ++c) {
         const int64_t size = load_piece(c);
-        for (int64_t j = 0; j < size; ++j) {
-          sum_of_exps_ += is_valid(ids_[c * kPiece + j]) ? exp(piece_z_[j] - maximum_) : A(0);
-        }
+        const A maximum = maximum_;
+        map_piece(size, [=](A z) __attribute__((always_inline)) { return exp(z - maximum); });
+        for (int64_t j = 0; j < size; ++j) sum_of_exps_ += is_valid(ids_[c * kPiece + j]) ? piece_s_[j] : A(0);
       }
       return;
     }

@@ -39,23 +39,23 @@ template <class A>
 using key_t = typename KeyOf<A>::type;
 
 // Integers in the order of the floats with these bits; its own inverse. NaN has no place in it.
-static inline int32_t order(int32_t bits) { return bits ^ ((bits >> 31) & INT32_MAX); }
-static inline int64_t order(int64_t bits) { return bits ^ ((bits >> 63) & INT64_MAX); }
-static inline bool is_nan(int32_t bits) { return (bits & INT32_MAX) > 0x7f800000; }
-static inline bool is_nan(int64_t bits) { return (bits & INT64_MAX) > 0x7ff0000000000000; }
+MOE_INLINE int32_t order(int32_t bits) { return bits ^ ((bits >> 31) & INT32_MAX); }
+MOE_INLINE int64_t order(int64_t bits) { return bits ^ ((bits >> 63) & INT64_MAX); }
+MOE_INLINE bool is_nan(int32_t bits) { return (bits & INT32_MAX) > 0x7f800000; }
+MOE_INLINE bool is_nan(int64_t bits) { return (bits & INT64_MAX) > 0x7ff0000000000000; }
 
 // The order of experts: NaN above everything, -0 equal to 0.
 template <class A>
-static inline key_t<A> rank(A x) {
+MOE_INLINE key_t<A> rank(A x) {
   const key_t<A> bits = bits_of(x + A(0));
   const key_t<A> key = order(bits);
   return is_nan(bits) ? KeyOf<A>::kHighest : key;
 }
-static inline float value_of(int32_t key) { return float_of(order(key)); }
-static inline double value_of(int64_t key) { return double_of(order(key)); }
+MOE_INLINE float value_of(int32_t key) { return float_of(order(key)); }
+MOE_INLINE double value_of(int64_t key) { return double_of(order(key)); }
 
-static inline float square_root(float x) { return __builtin_sqrtf(x); }
-static inline double square_root(double x) { return __builtin_sqrt(x); }
+MOE_INLINE float square_root(float x) { return __builtin_sqrtf(x); }
+MOE_INLINE double square_root(double x) { return __builtin_sqrt(x); }
 
 template <class K>
 static inline K largest(const K* __restrict keys, int64_t count) {
@@ -110,7 +110,7 @@ static inline A row_sum(const A* __restrict v, int64_t blocks) {
 
 // NaN becomes -inf and +inf the largest finite float32.
 template <class A>
-static inline A sanitized(A x) {
+MOE_INLINE A sanitized(A x) {
   const A low = x == x ? x : -infinity(A());
   return low == infinity(A()) ? A(__FLT_MAX__) : low;
 }
@@ -257,17 +257,17 @@ static inline void score_and_rank(const Row<A>& row, int64_t blocks, const Score
 template <class A>
 static inline void score_row(const RouteRule& rule, const Row<A>& row, int64_t blocks) {
   if (rule.score == Score::kNone || rule.softmax_after) {
-    score_and_rank(row, blocks, [](A z) { return z; });
+    score_and_rank(row, blocks, [](A z) __attribute__((always_inline)) { return z; });
   } else if (rule.score == Score::kSigmoid) {
-    score_and_rank(row, blocks, [](A z) { return sigmoid(z); });
+    score_and_rank(row, blocks, [](A z) __attribute__((always_inline)) { return sigmoid(z); });
   } else if (rule.score == Score::kSqrtSoftplus) {
-    score_and_rank(row, blocks, [](A z) { return square_root(softplus(z)); });
+    score_and_rank(row, blocks, [](A z) __attribute__((always_inline)) { return square_root(softplus(z)); });
   } else {
     const A maximum = row_maximum(row.z, blocks);
     A* __restrict z = row.z;
     for (int64_t i = 0; i < blocks * kBlock; ++i) z[i] = exp(z[i] - maximum);
     const A sum = row_sum(row.z, blocks);
-    score_and_rank(row, blocks, [sum](A e) { return e / sum; });
+    score_and_rank(row, blocks, [sum](A e) __attribute__((always_inline)) { return e / sum; });
   }
 }
 
