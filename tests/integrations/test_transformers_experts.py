@@ -175,7 +175,8 @@ def test_every_layout(gate: str, transposed: bool, bias: bool, norm: bool) -> No
         ("leaky_relu", None),
         (torch.tanh, None),
     ],
-    ids=str,
+    # Not str of a function, which holds its address: ids are the same in every process.
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_activations(act: object, name: str | None, gate: bool) -> None:
     experts = make_experts(act=act, gate=gate)
