@@ -377,8 +377,8 @@ def test_a_wrong_kernel_is_caught(dtype: torch.dtype) -> None:
         "last of the hidden size left out": mutant(x=lambda x: x * (torch.arange(64) < 63)),
         "last token not written": last_token_not_written,
     }
-    if dtype == torch.bfloat16:
-        del mutants["tanh approximation"]  # differs by less than bfloat16 rounds
+    if dtype.itemsize == 2:
+        del mutants["tanh approximation"]  # differs by 5e-4 at most, less than 16 bits round
     experts = Experts(case("balanced"), dtype, "geglu", bias=True)
     for name, function in mutants.items():
         with pytest.raises(AssertionError, match=r"largest error|tiles stand out|cosine"):
