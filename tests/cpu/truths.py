@@ -13,7 +13,6 @@ from torch import Tensor
 from tests.support.tolerance import assert_close_to_truth
 from tests.support.truth import ENOUGH_VALUES, MOST_DRAWS, coarsest_dtype, run_with_gradients
 
-
 # Of all draws of one problem together: three copies of each are held, one of them in float64.
 MOST_VALUES = 2**23
 
@@ -43,7 +42,9 @@ def check_with_known_truth(function: Callable[..., Any], reference: Callable[...
         dtype = coarsest_dtype(tensors.values())
         if torch.finfo(dtype).bits == 16:
             sizes = [value.numel() for value in same_dtype.values() if value.numel()]
-            num_draws = min(MOST_DRAWS, -(-ENOUGH_VALUES // min(sizes)), max(1, MOST_VALUES // sum(sizes))) if sizes else 1
+            num_draws = (
+                min(MOST_DRAWS, -(-ENOUGH_VALUES // min(sizes)), max(1, MOST_VALUES // sum(sizes))) if sizes else 1
+            )
     for key in draws[0][0]:
         actual, same_dtype_value, truth_value = (torch.stack([run[i][key] for run in draws]) for i in range(3))
         assert_close_to_truth(actual, truth_value, same_dtype_value, key, dtype=dtype)
