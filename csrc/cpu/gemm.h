@@ -47,14 +47,14 @@ struct EpilogueParams {
   int64_t gate_step = 1;
   void* preact = nullptr;  // [R,G], written by kActivation (null: not kept), read by kActivationBackward
   int64_t preact_stride = 0;
-  void* act = nullptr;     // [R,I], written: act(z); kActivationBackward: act(z) times the output weight
+  void* act = nullptr;  // [R,I], written: act(z); kActivationBackward: act(z) times the output weight
   int64_t act_stride = 0;
   // Routing weights by slot, and which slot a row is. Data dtype's accumulator type.
   const void* slot_weights = nullptr;
   const int32_t* row_to_slot = nullptr;
-  bool weights_on_input = false;  // scale z before the bias (forward); leave act unscaled (backward)
-  void* grad_preact = nullptr;         // [R,G]
-  void* grad_preact_scaled = nullptr;  // [R,G], times the weight, with weights_on_input; else null
+  bool weights_on_input = false;         // scale z before the bias (forward); leave act unscaled (backward)
+  void* grad_preact = nullptr;           // [R,G]
+  void* grad_preact_scaled = nullptr;    // [R,G], times the weight, with weights_on_input; else null
   void* weight_grad_partials = nullptr;  // [R, ceil(I / partial_width)] accumulators: <dA, act> per column block
   int64_t partials_stride = 0;
 };

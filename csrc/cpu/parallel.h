@@ -19,7 +19,8 @@ struct Parallel {
       for (int64_t index = 0; index < num_tasks; ++index) body(index);
       return;
     }
-    run(num_tasks, [](int64_t index, void* context) { (*static_cast<const Body*>(context))(index); },
+    run(
+        num_tasks, [](int64_t index, void* context) { (*static_cast<const Body*>(context))(index); },
         const_cast<void*>(static_cast<const void*>(&body)));
   }
 

@@ -22,9 +22,9 @@ namespace {
 constexpr int64_t kNarrowestSlab = 64;
 
 Activation activation_named(const Checks& checks, const std::string& name) {
-  return static_cast<Activation>(checks.choice(name, "activation",
-                                               {"swiglu", "geglu", "geglu_tanh", "reglu", "clamped_swiglu", "silu",
-                                                "gelu", "gelu_tanh", "relu", "relu2"}));
+  return static_cast<Activation>(checks.choice(
+      name, "activation",
+      {"swiglu", "geglu", "geglu_tanh", "reglu", "clamped_swiglu", "silu", "gelu", "gelu_tanh", "relu", "relu2"}));
 }
 
 // The arguments that forward and backward share, checked; keeps contiguous copies alive where one was needed.
@@ -154,8 +154,8 @@ Outputs fused_experts(const Tensor& x, const Tensor& w_gate_up, const Tensor& w_
 
   const ScalarType dtype = x.scalar_type();
   Tensor y = allocate(x, {p.num_tokens, p.hidden_size}, dtype);
-  Tensor preact = keep_preact ? allocate(x, {experts.num_rows(), experts.preact_size}, dtype)
-                              : empty_like(x, {0}, dtype);
+  Tensor preact =
+      keep_preact ? allocate(x, {experts.num_rows(), experts.preact_size}, dtype) : empty_like(x, {0}, dtype);
   if (keep_preact) {
     const int64_t used = Checks::data<int32_t>(offsets)[p.num_experts];
     const int64_t row_bytes = experts.preact_size * size_of(p.dtype);
@@ -200,10 +200,9 @@ using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 Gradients fused_experts_backward(const Tensor& grad_y, const Tensor& x, const Tensor& w_gate_up, const Tensor& w_down,
                                  const Tensor& topk_weights, const std::optional<Tensor>& b_gate_up,
                                  const std::optional<Tensor>& b_down, const Tensor& preact,
-                                 const Tensor& expert_offsets, const Tensor& slot_to_row,
-                                 const std::string& activation, double alpha, double limit, bool interleaved,
-                                 bool transposed, const std::string& apply_weights,
-                                 std::optional<int64_t> workspace_limit,
+                                 const Tensor& expert_offsets, const Tensor& slot_to_row, const std::string& activation,
+                                 double alpha, double limit, bool interleaved, bool transposed,
+                                 const std::string& apply_weights, std::optional<int64_t> workspace_limit,
                                  bool /*deterministic: this backend always is*/, bool x_grad, bool weight_grads,
                                  bool routing_grad) {
   Experts experts("fused_experts_backward", x, w_gate_up, w_down, topk_weights, b_gate_up, b_down, activation, alpha,

@@ -9,7 +9,8 @@
 
 STABLE_TORCH_LIBRARY(moe_ext, m) {
   // router_logits [T,E] float; bias [E] float32, for selection only; score: softmax|sigmoid|sqrtsoftplus|none;
-  // group_fill: -inf|0; nonfinite: propagate|sanitize|error.  -> topk_weights [T,K] (float32; float64 for float64 logits), topk_ids [T,K] int32.
+  // group_fill: -inf|0; nonfinite: propagate|sanitize|error.  -> topk_weights [T,K] (float32; float64 for float64
+  // logits), topk_ids [T,K] int32.
   m.def(
       "route(Tensor router_logits, int top_k, str score, bool softmax_after, Tensor? bias, int num_groups, "
       "int topk_groups, int group_top, str group_fill, bool renormalize, float eps, float scale, str nonfinite) "
@@ -46,8 +47,7 @@ STABLE_TORCH_LIBRARY(moe_ext, m) {
   // rows [R,H], topk_weights [T,K], slot_to_row [T,K] -> y [T,H]: float32 sum over k = 0..K-1, rounded once.
   m.def("combine(Tensor rows, Tensor topk_weights, Tensor slot_to_row) -> Tensor");
   // grad_y [T,H] -> grad_rows [R,H], grad_topk_weights [T,K].
-  m.def(
-      "combine_backward(Tensor grad_y, Tensor rows, Tensor topk_weights, Tensor slot_to_row) -> (Tensor, Tensor)");
+  m.def("combine_backward(Tensor grad_y, Tensor rows, Tensor topk_weights, Tensor slot_to_row) -> (Tensor, Tensor)");
 
   // The whole way of the data. activation: swiglu|geglu|geglu_tanh|reglu|clamped_swiglu (gated),
   // silu|gelu|gelu_tanh|relu|relu2 (ungated); alpha and limit serve clamped_swiglu; apply_weights: output|input;
@@ -63,5 +63,6 @@ STABLE_TORCH_LIBRARY(moe_ext, m) {
       "fused_experts_backward(Tensor grad_y, Tensor x, Tensor w_gate_up, Tensor w_down, Tensor topk_weights, "
       "Tensor? b_gate_up, Tensor? b_down, Tensor preact, Tensor expert_offsets, Tensor slot_to_row, str activation, "
       "float alpha, float limit, bool interleaved, bool transposed, str apply_weights, int? workspace_limit, "
-      "bool deterministic, bool x_grad, bool weight_grads, bool routing_grad) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+      "bool deterministic, bool x_grad, bool weight_grads, bool routing_grad) -> (Tensor, Tensor, Tensor, Tensor, "
+      "Tensor, Tensor)");
 }

@@ -13,7 +13,9 @@ struct AmxEngine : PairPacking<32> {
   static constexpr int64_t kQ = 32;
   static constexpr int64_t kStep = 32;
   static constexpr int64_t kGroup = 32;
+  // A block continues the sums in the tiles where the one before stopped, so its length changes no result.
   static constexpr int64_t kKBlock = 1024;
+  static constexpr int64_t kKBlockOfFewRows = 256;
   static constexpr int64_t kSuper = 256;
   static constexpr int64_t kMChunk = 288;
 
@@ -28,8 +30,8 @@ struct AmxEngine : PairPacking<32> {
   static void end() { _tile_release(); }
   static int64_t q_width(int64_t outer) { return round_up(outer, 16); }
 
-  static void micro(bool, const bf16* p, int64_t ldp, int64_t p_rows, const bf16* q, int64_t width, int64_t k,
-                    float* d, int64_t ldd, bool accumulate) {
+  static void micro(bool, const bf16* p, int64_t ldp, int64_t p_rows, const bf16* q, int64_t width, int64_t k, float* d,
+                    int64_t ldd, bool accumulate) {
     if (p_rows > 16) {
       if (width > 16) {
         multiply<2, 2>(p, ldp, q, k, d, ldd, accumulate);

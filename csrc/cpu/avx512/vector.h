@@ -18,9 +18,7 @@ struct Avx512Vector {
   static Avx512Vector load(const float* from) { return Avx512Vector(_mm512_loadu_ps(from)); }
   static Avx512Vector load_sum(const float* from) { return load(from); }
   static Avx512Vector broadcast(const float* from) { return Avx512Vector(_mm512_set1_ps(*from)); }
-  void multiply_add(const Avx512Vector& a, const Avx512Vector& b) {
-    value = _mm512_fmadd_ps(a.value, b.value, value);
-  }
+  void multiply_add(const Avx512Vector& a, const Avx512Vector& b) { value = _mm512_fmadd_ps(a.value, b.value, value); }
   void add(const Avx512Vector& other) { value += other.value; }
   void store_sum(float* to) const { _mm512_storeu_ps(to, value); }
 };

@@ -89,8 +89,11 @@ class Backward {
     const auto describe = [&](int64_t e) {
       const int64_t begin = p_.expert_offsets[e];
       GemmJob job{};
-      job.a = {.data = params_.grad_y, .outer_stride = params_.grad_y_stride, .k_stride = 1,
-               .index = p_.row_to_slot + begin, .index_divisor = p_.top_k};
+      job.a = {.data = params_.grad_y,
+               .outer_stride = params_.grad_y_stride,
+               .k_stride = 1,
+               .index = p_.row_to_slot + begin,
+               .index_divisor = p_.top_k};
       job.b = {.data = at(p_.w_down.data, e * p_.w_down.expert_stride, p_.dtype),
                .outer_stride = p_.w_down.k_stride,
                .k_stride = p_.w_down.n_stride};
@@ -140,8 +143,8 @@ class Backward {
       const char* bias = at(p_.b_down.data, e * p_.b_down.expert_stride, p_.dtype);
       for (int64_t row = p_.expert_offsets[e]; row < p_.expert_offsets[e + 1]; ++row) {
         const int64_t token = p_.row_to_slot[row] / p_.top_k;
-        kernels().dot(p_.dtype, at(params_.grad_y, token * params_.grad_y_stride, p_.dtype), 1, bias,
-                      p_.b_down.stride, p_.hidden_size, dots + row);
+        kernels().dot(p_.dtype, at(params_.grad_y, token * params_.grad_y_stride, p_.dtype), 1, bias, p_.b_down.stride,
+                      p_.hidden_size, dots + row);
       }
     });
   }
@@ -194,15 +197,25 @@ class Backward {
     };
     if (const Status s = grouped_gemm_wgrad(grad_w_gate_up, parallel_); s != Status::kOk) return s;
     if (params_.grad_b_gate_up) {
-      segment_sums({.dtype = p_.dtype, .num_experts = p_.num_experts, .width = preact_size_, .rows = grad_preact_,
-                    .rows_stride = preact_size_, .expert_offsets = p_.expert_offsets,
+      segment_sums({.dtype = p_.dtype,
+                    .num_experts = p_.num_experts,
+                    .width = preact_size_,
+                    .rows = grad_preact_,
+                    .rows_stride = preact_size_,
+                    .expert_offsets = p_.expert_offsets,
                     .out = params_.grad_b_gate_up});
     }
     if (params_.grad_b_down) {
-      segment_sums({.dtype = p_.dtype, .num_experts = p_.num_experts, .width = p_.hidden_size,
-                    .rows = params_.grad_y, .rows_stride = params_.grad_y_stride,
-                    .expert_offsets = p_.expert_offsets, .out = params_.grad_b_down, .row_to_slot = p_.row_to_slot,
-                    .top_k = p_.top_k, .topk_weights = p_.weights_on_input ? nullptr : p_.topk_weights});
+      segment_sums({.dtype = p_.dtype,
+                    .num_experts = p_.num_experts,
+                    .width = p_.hidden_size,
+                    .rows = params_.grad_y,
+                    .rows_stride = params_.grad_y_stride,
+                    .expert_offsets = p_.expert_offsets,
+                    .out = params_.grad_b_down,
+                    .row_to_slot = p_.row_to_slot,
+                    .top_k = p_.top_k,
+                    .topk_weights = p_.weights_on_input ? nullptr : p_.topk_weights});
     }
     return Status::kOk;
   }

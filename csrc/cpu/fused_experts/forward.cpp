@@ -26,7 +26,10 @@ Status first_product(const FusedExpertsProblem& p, void* preact, void* act, cons
     const int64_t begin = p.expert_offsets[e];
     if (p.b_gate_up.data) epilogues[e].bias = at(p.b_gate_up.data, e * p.b_gate_up.expert_stride, p.dtype);
     GemmJob job{};
-    job.a = {.data = p.x, .outer_stride = p.x_stride, .k_stride = 1, .index = p.row_to_slot + begin,
+    job.a = {.data = p.x,
+             .outer_stride = p.x_stride,
+             .k_stride = 1,
+             .index = p.row_to_slot + begin,
              .index_divisor = p.top_k};
     job.b = {.data = at(p.w_gate_up.data, e * p.w_gate_up.expert_stride, p.dtype),
              .outer_stride = layout.gate_step * p.w_gate_up.n_stride,
@@ -85,9 +88,8 @@ Status fused_experts(const FusedExpertsParams& params, const Parallel& parallel)
         .out = at(params.y, begin, p.dtype),
         .out_stride = p.hidden_size,
     };
-    parallel.for_ranges(p.num_tokens, 1, [&](int64_t first, int64_t last) {
-      kernels().combine_forward(combine, first, last);
-    });
+    parallel.for_ranges(p.num_tokens, 1,
+                        [&](int64_t first, int64_t last) { kernels().combine_forward(combine, first, last); });
     return Status::kOk;
   });
 }

@@ -24,7 +24,9 @@ struct GateLayout {
 
   explicit GateLayout(const FusedExpertsProblem& p)
       : gate_step(is_gated(p.activation.kind) && p.interleaved ? 2 : 1),
-        up_offset(!is_gated(p.activation.kind) ? 0 : p.interleaved ? 1 : p.intermediate_size) {}
+        up_offset(!is_gated(p.activation.kind) ? 0
+                  : p.interleaved              ? 1
+                                               : p.intermediate_size) {}
 };
 
 // z = x W_gate_up^T + b into preact, activation(z) into act; either may be null.

@@ -8,7 +8,7 @@ namespace moe::cpu::MOE_ISA {
 
 // value(x) and slope(x) of the function that gates, or that an ungated expert applies.
 template <Activation kKind, class A>
-static inline A gate_value(A x) {
+MOE_INLINE A gate_value(A x) {
   if constexpr (kKind == Activation::kSwiglu || kKind == Activation::kSilu) {
     return x * sigmoid(x);
   } else if constexpr (kKind == Activation::kGeglu || kKind == Activation::kGelu) {
@@ -24,7 +24,7 @@ static inline A gate_value(A x) {
 }
 
 template <Activation kKind, class A>
-static inline A gate_slope(A x) {
+MOE_INLINE A gate_slope(A x) {
   if constexpr (kKind == Activation::kSwiglu || kKind == Activation::kSilu) {
     const A s = sigmoid(x);
     return s * (A(1) + x * (A(1) - s));
@@ -43,11 +43,11 @@ static inline A gate_slope(A x) {
 }
 
 template <class A>
-static inline A clamp_above(A x, A limit) {
+MOE_INLINE A clamp_above(A x, A limit) {
   return x > limit ? limit : x;
 }
 template <class A>
-static inline A clamp_below(A x, A limit) {
+MOE_INLINE A clamp_below(A x, A limit) {
   return x < limit ? limit : x;
 }
 
@@ -97,16 +97,26 @@ static void activate_backward_as(const A* __restrict gate, const A* __restrict u
 template <class Body>
 static inline void with_activation(Activation kind, const Body& body) {
   switch (kind) {
-    case Activation::kSwiglu: return body.template operator()<Activation::kSwiglu>();
-    case Activation::kGeglu: return body.template operator()<Activation::kGeglu>();
-    case Activation::kGegluTanh: return body.template operator()<Activation::kGegluTanh>();
-    case Activation::kReglu: return body.template operator()<Activation::kReglu>();
-    case Activation::kClampedSwiglu: return body.template operator()<Activation::kClampedSwiglu>();
-    case Activation::kSilu: return body.template operator()<Activation::kSilu>();
-    case Activation::kGelu: return body.template operator()<Activation::kGelu>();
-    case Activation::kGeluTanh: return body.template operator()<Activation::kGeluTanh>();
-    case Activation::kRelu: return body.template operator()<Activation::kRelu>();
-    case Activation::kRelu2: return body.template operator()<Activation::kRelu2>();
+    case Activation::kSwiglu:
+      return body.template operator()<Activation::kSwiglu>();
+    case Activation::kGeglu:
+      return body.template operator()<Activation::kGeglu>();
+    case Activation::kGegluTanh:
+      return body.template operator()<Activation::kGegluTanh>();
+    case Activation::kReglu:
+      return body.template operator()<Activation::kReglu>();
+    case Activation::kClampedSwiglu:
+      return body.template operator()<Activation::kClampedSwiglu>();
+    case Activation::kSilu:
+      return body.template operator()<Activation::kSilu>();
+    case Activation::kGelu:
+      return body.template operator()<Activation::kGelu>();
+    case Activation::kGeluTanh:
+      return body.template operator()<Activation::kGeluTanh>();
+    case Activation::kRelu:
+      return body.template operator()<Activation::kRelu>();
+    case Activation::kRelu2:
+      return body.template operator()<Activation::kRelu2>();
   }
 }
 

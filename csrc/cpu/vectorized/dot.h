@@ -22,10 +22,14 @@ static void dot(DType dtype, const void* a, int64_t a_stride, const void* b, int
         dot_product(static_cast<const T*>(a), a_stride, static_cast<const T*>(b), b_stride, size);
   };
   switch (dtype) {
-    case DType::kFloat32: return run(float{});
-    case DType::kBFloat16: return run(bf16{});
-    case DType::kFloat16: return run(fp16{});
-    case DType::kFloat64: return run(double{});
+    case DType::kFloat32:
+      return run(float{});
+    case DType::kBFloat16:
+      return run(bf16{});
+    case DType::kFloat16:
+      return run(fp16{});
+    case DType::kFloat64:
+      return run(double{});
   }
 }
 

@@ -1,7 +1,8 @@
 // Two of the engines that GemmDriver drives, written over a small vector type that each ISA supplies:
 //   FloatEngine   one number at a time: float32 (bfloat16 and float16 are widened while packing) and float64
 //   PairEngine    pairs of bfloat16 per float32 lane
-// Vector types give: Lane, Acc, kWidth, load(), broadcast(), multiply_add(), and for sums load_sum(), add(), store_sum().
+// Vector types give: Lane, Acc, kWidth, load(), broadcast(), multiply_add(), and for sums load_sum(), add(),
+// store_sum().
 #pragma once
 
 #include "cpu/vectorized/gemm_driver.h"
@@ -57,7 +58,8 @@ static void transpose_block(const Accumulator* source, int64_t lds, int64_t sour
   if constexpr (sizeof(Accumulator) == sizeof(float)) {
     // Both sides are padded to whole tiles, so tiles may reach past the block.
     for (; r < source_rows; r += 16) {
-      for (int64_t c = 0; c < source_columns; c += 16) transpose16(source + r * lds + c, lds, target + c * ldt + r, ldt);
+      for (int64_t c = 0; c < source_columns; c += 16)
+        transpose16(source + r * lds + c, lds, target + c * ldt + r, ldt);
     }
   } else {
     for (; r < source_rows; ++r) {
@@ -76,6 +78,7 @@ struct FloatEngine {
   static constexpr int64_t kGroup = kGroupColumns;
   // Also the length of one chain of additions.
   static constexpr int64_t kKBlock = 384;
+  static constexpr int64_t kKBlockOfFewRows = kKBlock;
   static constexpr int64_t kSuper = 4 * kGroup;
   static constexpr int64_t kMChunk = 288 / kQ * kQ;
   static constexpr bool kKMajorP = true;
@@ -164,6 +167,7 @@ struct PairEngine : PairPacking<kRowsOfP> {
   static constexpr int64_t kStep = 32;
   static constexpr int64_t kGroup = kQ;
   static constexpr int64_t kKBlock = 1024;
+  static constexpr int64_t kKBlockOfFewRows = kKBlock;
   static constexpr int64_t kSuper = 4 * kGroup;
   static constexpr int64_t kMChunk = 288 / kQ * kQ;
 

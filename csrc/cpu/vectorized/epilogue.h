@@ -17,7 +17,7 @@ struct EpilogueBlock {
 
 // The widest block of columns that any engine hands over: one group, or all of a super block to be stored as it is.
 static constexpr int64_t kMaxColumns = 64;
-static constexpr int64_t kMaxStoredColumns = 256;
+static constexpr int64_t kMaxStoredColumns = 1024;
 
 // A run of a stored row; step is 2 for interleaved gate and up.
 template <class T>
@@ -158,9 +158,8 @@ static void run_epilogue(Epilogue kind, const EpilogueParams& p, const EpilogueB
     case Epilogue::kActivation:
       return with_activation(p.activation.kind, [&]<Activation kKind>() { activation_block<kKind, T>(p, block); });
     case Epilogue::kActivationBackward:
-      return with_activation(p.activation.kind, [&]<Activation kKind>() {
-        activation_backward_block<kKind, T>(p, block, column_block);
-      });
+      return with_activation(p.activation.kind,
+                             [&]<Activation kKind>() { activation_backward_block<kKind, T>(p, block, column_block); });
   }
 }
 

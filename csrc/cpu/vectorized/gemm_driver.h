@@ -37,8 +37,11 @@ struct GemmPlan {
   GemmPlan(int64_t m, int64_t k) {
     padded_m = round_up(m > 0 ? m : 1, Engine::kP > Engine::kQ ? Engine::kP : Engine::kQ);
     padded_k = round_up(k, Engine::kStep);
-    k_block = padded_k < Engine::kKBlock ? padded_k : Engine::kKBlock;
-    super_columns = Engine::kSuper;
+    // For few rows B is read once and from memory: longer runs of its rows, in as much cache.
+    const bool few_rows = m <= 64;
+    const int64_t block = few_rows ? Engine::kKBlockOfFewRows : Engine::kKBlock;
+    k_block = padded_k < block ? padded_k : block;
+    super_columns = few_rows ? 4 * Engine::kSuper : Engine::kSuper;
     a_bytes = round_up((padded_m + Engine::kP) * panel_stride<Engine>(padded_k) * sizeof(Packed), 64);
     b_bytes = round_up((super_columns + Engine::kP) * panel_stride<Engine>(k_block) * sizeof(Packed), 64);
     c_bytes = round_up((padded_m + Engine::kP) * (super_columns + Engine::kP) * sizeof(Acc), 64);

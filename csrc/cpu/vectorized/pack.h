@@ -193,8 +193,7 @@ static inline void pack_pairs_from_rows(const Source<bf16>& source, int64_t oute
 static inline void interleave_rows(const bf16* __restrict low, const bf16* __restrict high, int64_t count,
                                    int64_t width, uint32_t* __restrict target) {
   if (high) {
-    for_each_in_blocks(
-        count, [&](int64_t j) { target[j] = low[j].bits | static_cast<uint32_t>(high[j].bits) << 16; });
+    for_each_in_blocks(count, [&](int64_t j) { target[j] = low[j].bits | static_cast<uint32_t>(high[j].bits) << 16; });
   } else {
     for_each_in_blocks(count, [&](int64_t j) { target[j] = low[j].bits; });
   }
@@ -230,7 +229,8 @@ static void pack_q_panels(const Source<T>& source, int64_t outer0, int64_t outer
     if (kk + kAhead + 1 < k) {
       for (int64_t row = 0; row < kRows; ++row) {
         const char* ahead = reinterpret_cast<const char*>(source.at(outer0, k0 + kk + kAhead + row));
-        for (int64_t byte = 0; byte < outer * static_cast<int64_t>(sizeof(T)); byte += 64) __builtin_prefetch(ahead + byte);
+        for (int64_t byte = 0; byte < outer * static_cast<int64_t>(sizeof(T)); byte += 64)
+          __builtin_prefetch(ahead + byte);
       }
     }
     const auto pack = [&](int64_t j, int64_t count, int64_t width) __attribute__((always_inline)) {
@@ -263,8 +263,8 @@ static inline void pack_pairs_transposed(const Source<bf16>& source, int64_t out
         if (at >= k || columns == 0) {
           memset(pairs + pair * 16, 0, sizeof(uint32_t) * 16);
         } else {
-          interleave_rows(source.at(outer0 + i0, k0 + at),
-                          at + 1 < k ? source.at(outer0 + i0, k0 + at + 1) : nullptr, columns, 16, pairs + pair * 16);
+          interleave_rows(source.at(outer0 + i0, k0 + at), at + 1 < k ? source.at(outer0 + i0, k0 + at + 1) : nullptr,
+                          columns, 16, pairs + pair * 16);
         }
       }
       const int64_t rows = padded_outer - i0 < 16 ? padded_outer - i0 : 16;
@@ -283,8 +283,7 @@ static inline void pack_pairs_anyhow(const Source<bf16>& source, int64_t outer0,
                                      int64_t padded_k, int64_t width, bf16* target) {
   for (int64_t kk = 0; kk < padded_k; ++kk) {
     for (int64_t j = 0; j < width; ++j) {
-      target[(kk / 2 * width + j) * 2 + kk % 2] =
-          kk < k && j < outer ? *source.at(outer0 + j, k0 + kk) : bf16{0};
+      target[(kk / 2 * width + j) * 2 + kk % 2] = kk < k && j < outer ? *source.at(outer0 + j, k0 + kk) : bf16{0};
     }
   }
 }

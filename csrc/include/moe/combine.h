@@ -12,11 +12,11 @@ struct CombineParams {
   int64_t num_tokens;
   int64_t top_k;
   int64_t hidden_size;
-  const void* rows;          // [R,H], unit stride over H
+  const void* rows;  // [R,H], unit stride over H
   int64_t rows_stride;
   const void* topk_weights;  // [T,K] contiguous, float (double for float64 rows); null: all ones
   const int32_t* slot_to_row;
-  void* out;                 // [T,H], unit stride over H
+  void* out;  // [T,H], unit stride over H
   int64_t out_stride;
 };
 
@@ -33,7 +33,7 @@ struct CombineBackwardParams {
   int64_t rows_stride;
   const void* topk_weights;
   const int32_t* slot_to_row;
-  void* grad_rows;     // [R,H] contiguous
+  void* grad_rows;  // [R,H] contiguous
   void* grad_topk_weights;
 };
 
@@ -46,7 +46,7 @@ struct SegmentSumParams {
   const void* rows;  // [R,N], unit stride over N
   int64_t rows_stride;
   const int32_t* expert_offsets;
-  void* out;         // [E,N] contiguous
+  void* out;  // [E,N] contiguous
   const int32_t* row_to_slot = nullptr;
   int64_t top_k = 1;
   const void* topk_weights = nullptr;  // with a gather; null: all ones

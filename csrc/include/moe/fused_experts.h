@@ -29,10 +29,10 @@ struct FusedExpertsProblem {
   bool weights_on_input;
   const void* x;  // [T,H], unit stride over H
   int64_t x_stride;
-  ExpertMatrix w_gate_up;  // [G,H]
-  ExpertMatrix w_down;     // [H,I]
-  ExpertVector b_gate_up;  // [G]
-  ExpertVector b_down;     // [H]
+  ExpertMatrix w_gate_up;    // [G,H]
+  ExpertMatrix w_down;       // [H,I]
+  ExpertVector b_gate_up;    // [G]
+  ExpertVector b_down;       // [H]
   const void* topk_weights;  // [T,K] contiguous, float (double for float64 data)
   const int32_t* expert_offsets;
   const int32_t* row_to_slot;
@@ -52,7 +52,7 @@ struct FusedExpertsBackwardParams {
   const void* preact;  // [R,G], or null: computed again
   const void* grad_y;  // [T,H], unit stride over H
   int64_t grad_y_stride;
-  void* grad_x;             // [T,H] contiguous
+  void* grad_x;                 // [T,H] contiguous
   ExpertMatrix grad_w_gate_up;  // data is written
   ExpertMatrix grad_w_down;
   void* grad_b_gate_up;     // [E,G] contiguous

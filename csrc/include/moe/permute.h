@@ -12,7 +12,7 @@ struct PermuteParams {
   int64_t num_tokens;
   int64_t top_k;
   int64_t num_experts;
-  const void* topk_ids;     // [T,K] contiguous, int32 or int64
+  const void* topk_ids;  // [T,K] contiguous, int32 or int64
   bool ids_are_int64;
   int32_t* expert_offsets;  // [E+1], exclusive prefix sum
   int32_t* row_to_slot;     // [R]; -1 at and past expert_offsets[E]
@@ -28,7 +28,7 @@ struct GatherRowsParams {
   const void* x;  // rows of row_bytes, x_stride_bytes apart
   int64_t x_stride_bytes;
   const int32_t* row_to_slot;
-  void* rows;     // [R, row_bytes] contiguous
+  void* rows;  // [R, row_bytes] contiguous
 };
 
 }  // namespace moe

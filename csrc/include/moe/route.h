@@ -25,7 +25,7 @@ struct RouteRule {
 
 struct RouteParams {
   RouteRule rule;
-  DType dtype;         // of logits
+  DType dtype;  // of logits
   int64_t num_tokens;
   int64_t num_experts;
   int64_t top_k;
@@ -34,7 +34,7 @@ struct RouteParams {
   const float* bias;   // [E] or null
   int64_t num_groups;  // 1: no groups
   int64_t topk_groups;
-  int64_t group_top;   // a group's score is the sum of its best group_top values
+  int64_t group_top;  // a group's score is the sum of its best group_top values
   GroupFill group_fill;
   void* topk_weights;  // [T,K] contiguous, float (double for float64 logits)
   int32_t* topk_ids;   // [T,K] contiguous
