@@ -83,6 +83,6 @@ def test_everything_public_is_there() -> None:
 
 def test_subpackages_need_no_import_of_their_own() -> None:
     code = "import moe_ext; print(moe_ext.nn.MoE.__name__, moe_ext.reference.route.__name__); moe_ext.absent"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    result = python("-c", code)
     assert result.stdout == "MoE route\n"
     assert "module 'moe_ext' has no attribute 'absent'" in result.stderr

@@ -67,8 +67,8 @@ static inline void convert_run(const T* __restrict source, Packed* __restrict ta
   }
 }
 
-// Copies whole cache lines of eight rows side by side. Eight streams, each fetched ahead, draw nearly twice the memory
-// bandwidth of one.
+// Copies whole cache lines of eight rows side by side, each fetched ahead, so that several streams of memory are under
+// way at once.
 static constexpr int64_t kStreams = 8;
 static inline void copy_streams(const char* const* rows, char* target, int64_t target_stride, int64_t lines) {
   constexpr int64_t kLine = 64, kAhead = 8;
