@@ -1,0 +1,33 @@
+"""GPUs and modules for the tests of asynchronous copies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import emulator
+
+POLICIES = ["random", "latest", "lifo", "eager"]
+
+
+@pytest.fixture(params=POLICIES)
+def completion(request: pytest.FixtureRequest) -> str:
+    """When asynchronous operations take effect."""
+    return request.param
+
+
+@pytest.fixture
+def load_cuda() -> Callable[..., Any]:
+    """load_cuda("tensor_copies", seed=1, completion="lifo"): the module of tensor_copies.cu on a GPU of its own."""
+    if emulator.nvcc() is None:
+        pytest.skip("no nvcc: set CUDA_HOME, put it on PATH, or install the wheel nvidia-cuda-nvcc")
+
+    def load(name: str, chip: str = "H100", **options: Any) -> Any:
+        gpu = emulator.Gpu(chip, **options)
+        arch = {"H100": "sm_90a", "A100": "sm_80"}[chip]
+        return gpu.load(emulator.compile_cuda(Path(__file__).parent / f"{name}.cu", arch))
+
+    return load
