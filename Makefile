@@ -21,12 +21,15 @@ INSTALLED := $(VENV)/.installed
 BUILT := $(VENV)/.built
 # Folders count too: their time changes when a file is added or removed.
 BUILD_INPUTS := $(shell find csrc cmake -not -name '.*') CMakeLists.txt setup.py pyproject.toml
-CXX_FILES = $(shell git ls-files --cached --others --exclude-standard -- 'csrc/*.h' 'csrc/*.cpp' 'csrc/*.cu' 'csrc/*.cuh')
+EMULATOR := build/emulator
+EMULATOR_BUILT := $(EMULATOR)/.built
+EMULATOR_INPUTS := $(shell find emulator/src emulator/cmake emulator/torch_memory -not -name '.*') emulator/CMakeLists.txt
+CXX_FILES = $(shell git ls-files --cached --others --exclude-standard -- '*.h' '*.cpp' '*.cu' '*.cuh')
 
 # No compiler, cache or model download reads the network once the requirements are there.
 export HF_HUB_OFFLINE := 1
 
-.PHONY: help demo test bench format lint wheel clean distclean
+.PHONY: help demo test emulator bench format lint wheel clean distclean
 .DELETE_ON_ERROR:
 
 help:  ## this list
@@ -35,8 +38,10 @@ help:  ## this list
 demo: $(BUILT)  ## train a small MoE language model in about two minutes; plots go to demo_output/
 	$(BIN)/python examples/train_lm.py $(DEMO_ARGS)
 
-test: $(BUILT)  ## all tests
+test: $(BUILT) $(EMULATOR_BUILT)  ## all tests
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+
+emulator: $(EMULATOR_BUILT)  ## the virtual GPU that CUDA kernels are tested on
 
 bench: $(BUILT)  ## checked benchmarks of every operation; results go to bench/results/
 	$(BIN)/python -m bench $(or $(BENCH_ARGS),run)
@@ -58,8 +63,8 @@ wheel: $(INSTALLED)  ## dist/*.whl and dist/*.tar.gz
 
 clean:  ## remove what a build or run made
 	rm -rf build dist demo_output python/*.egg-info .pytest_cache .hypothesis .mypy_cache .ruff_cache $(BUILT)
-	rm -f python/moe_ext/*.so python/moe_ext/_build_info.py
-	find python tests bench examples -name __pycache__ -type d -exec rm -rf {} +
+	rm -f python/moe_ext/*.so python/moe_ext/_build_info.py emulator/*.so emulator/*.a
+	find python tests bench examples emulator -name __pycache__ -type d -exec rm -rf {} +
 
 distclean: clean  ## clean, and remove .venv
 	rm -rf $(VENV)
@@ -72,6 +77,12 @@ $(VENV)/pyvenv.cfg:
 $(INSTALLED): $(REQUIREMENTS) | $(VENV)/pyvenv.cfg
 	$(PIP_INSTALL) $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL) )"$$(grep '^torch==' $(REQUIREMENTS))"
 	$(PIP_INSTALL) -r $(REQUIREMENTS)
+	@touch $@
+
+$(EMULATOR_BUILT): $(INSTALLED) $(EMULATOR_INPUTS)
+	$(BIN)/cmake -S emulator -B $(EMULATOR) -G Ninja --log-level=WARNING \
+	  -DPython_EXECUTABLE=$(abspath $(BIN))/python -DCMAKE_MAKE_PROGRAM=$(abspath $(BIN))/ninja
+	$(BIN)/ninja -C $(EMULATOR) --quiet
 	@touch $@
 
 $(BUILT): $(INSTALLED) $(BUILD_INPUTS)

@@ -1,10 +1,11 @@
-"""`python -m emulator`: profiles a kernel, or lists the chips."""
+"""`python -m emulator`: profiles a kernel, lists the chips, or measures the emulator itself."""
 
 from __future__ import annotations
 
 import argparse
 import re
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,10 @@ def _triple(text: str) -> tuple[int, ...]:
 
 def profile(options: argparse.Namespace) -> int:
     gpu = emulator.Gpu(options.chip, seed=options.seed, checks=not options.no_checks)
-    module = gpu.load(options.source)
+    source = options.source
+    if source.endswith(".cu"):
+        source = emulator.compile_cuda(source, f"sm_{gpu.chip.major}{gpu.chip.minor}{'a' * gpu.chip.arch_specific}")
+    module = gpu.load(source)
     if options.kernel is None:
         if len(module.kernels) != 1:
             print(f"--kernel wants one of: {', '.join(module.kernels)}", file=sys.stderr)
@@ -88,12 +92,19 @@ def chips(_: argparse.Namespace) -> int:
     return 0
 
 
+def benchmark(options: argparse.Namespace) -> int:
+    from emulator.benchmark import run
+
+    run(options.repeats, options.output)
+    return 0
+
+
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m emulator", description="A virtual GPU for PTX.")
     commands = top.add_subparsers(required=True)
     p = commands.add_parser("profile", help="run a kernel and print its counters")
     p.set_defaults(run=profile)
-    p.add_argument("source", help="a .ptx file, or a binary that carries PTX")
+    p.add_argument("source", help="a .ptx or .cu file, or a binary that carries PTX")
     p.add_argument("--kernel", help="name, or a part that only one kernel has")
     p.add_argument("--grid", type=_triple, default=(1,), metavar="X[,Y[,Z]]")
     p.add_argument("--block", type=_triple, default=(32,), metavar="X[,Y[,Z]]")
@@ -111,6 +122,10 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--no-checks", action="store_true", help="skip the memory and race checks")
     p.add_argument("--json", action="store_true", help="print everything as JSON")
     commands.add_parser("chips", help="list the chips").set_defaults(run=chips)
+    p = commands.add_parser("benchmark", help="how fast the emulator is on this machine")
+    p.set_defaults(run=benchmark)
+    p.add_argument("--repeats", type=int, default=5)
+    p.add_argument("--output", type=Path, metavar="FILE", help="write JSON here")
     return top
 
 

@@ -16,7 +16,7 @@ __all__ = ["Kernel", "Module"]
 
 
 def _triple(value: int | Sequence[int], what: str) -> tuple[int, int, int]:
-    sizes = (int(value),) if isinstance(value, int) or not hasattr(value, "__iter__") else tuple(map(int, value))
+    sizes = tuple(map(int, value)) if isinstance(value, Iterable) else (int(value),)
     if not 1 <= len(sizes) <= 3:
         raise ValueError(f"{what} has {len(sizes)} dimensions, want 1 to 3")
     x, y, z = sizes + (1,) * (3 - len(sizes))

@@ -17,15 +17,17 @@ __all__ = ["compile_cuda", "nvcc"]
 
 
 def nvcc() -> Path | None:
-    """The compiler, from CUDA_HOME, PATH, /usr/local/cuda, or the wheel nvidia-cuda-nvcc; None when there is none."""
+    """The compiler, from CUDA_HOME, the wheel nvidia-cuda-nvcc, PATH, or /usr/local/cuda; None when there is none.
+
+    The wheel comes before PATH because it is pinned with the other requirements.
+    """
     candidates = []
     if home := os.environ.get("CUDA_HOME"):
         candidates.append(Path(home) / "bin" / "nvcc")
+    candidates.append(Path(sysconfig.get_paths()["purelib"]) / "nvidia" / "cu13" / "bin" / "nvcc")
     if found := shutil.which("nvcc"):
         candidates.append(Path(found))
     candidates.append(Path("/usr/local/cuda/bin/nvcc"))
-    site = Path(sysconfig.get_paths()["purelib"]) / "nvidia"
-    candidates += [site / "cu13" / "bin" / "nvcc", site / "cuda_nvcc" / "bin" / "nvcc"]
     return next((path for path in candidates if os.access(path, os.X_OK)), None)
 
 

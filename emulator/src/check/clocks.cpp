@@ -27,6 +27,23 @@ void add_partial(Knowledge& k, const PartialKnowledge& p) {
   k.partial.push_back(p);
 }
 
+bool covers_all(const Knowledge& k, const PartialKnowledge& p) {
+  for (LaneMask m = p.lanes; m != 0; m &= m - 1) {
+    if (!k.covers(p.agent, static_cast<uint32_t>(__builtin_ctz(m)), p.time)) return false;
+  }
+  return true;
+}
+
+bool is_within(const Knowledge& part, const Knowledge& whole) {
+  for (size_t a = 0; a < part.seen.size(); ++a) {
+    if (part.seen[a] > whole.seen[a] || part.fenced[a] > whole.fenced[a] || part.wide[a] > whole.wide[a]) return false;
+  }
+  for (const PartialKnowledge& p : part.partial) {
+    if (!covers_all(whole, p)) return false;
+  }
+  return true;
+}
+
 void prune(Knowledge& k) {
   std::erase_if(k.partial, [&](const PartialKnowledge& p) { return k.seen[p.agent] >= p.time; });
 }
@@ -57,8 +74,9 @@ void Knowledge::clear() {
 
 bool Knowledge::covers_partially(Agent agent, uint32_t lane, Time time) const {
   for (const PartialKnowledge& p : partial) {
-    // What the warp did as one, each of its lanes did.
-    if (p.agent == agent && p.time >= time && (lane == kWholeWarp || (lane < kLanes && (p.lanes >> lane & 1)))) return true;
+    // What a warp does as one, whichever of its lanes goes on has behind it.
+    bool by_these = lane == kWholeWarp || (lane < kLanes && (p.lanes >> lane & 1));
+    if (p.agent == agent && p.time >= time && by_these) return true;
   }
   return false;
 }
@@ -91,6 +109,32 @@ Knowledge WarpClocks::release(LaneMask lanes, LaneMask alive) {
   return k;
 }
 
+namespace {
+
+// What each lane that is alive knows beyond `all`, the warp knows.
+void share_common(WarpClocks& c, LaneMask alive) {
+  if (alive == 0 || (alive & ~c.lanes_with_extra)) return;
+  Knowledge common = *c.extra[__builtin_ctz(alive)];
+  for (LaneMask m = alive & (alive - 1); m != 0; m &= m - 1) {
+    const Knowledge& e = *c.extra[__builtin_ctz(m)];
+    for (size_t a = 0; a < common.seen.size(); ++a) {
+      common.seen[a] = std::min(common.seen[a], e.seen[a]);
+      common.fenced[a] = std::min(common.fenced[a], e.fenced[a]);
+      common.wide[a] = std::min(common.wide[a], e.wide[a]);
+    }
+    std::erase_if(common.partial, [&](const PartialKnowledge& p) { return !covers_all(e, p); });
+  }
+  c.all.join(common);
+  for (LaneMask m = c.lanes_with_extra; m != 0; m &= m - 1) {
+    auto& e = c.extra[__builtin_ctz(m)];
+    if (!is_within(*e, c.all)) continue;
+    e.reset();
+    c.lanes_with_extra &= ~(m & (~m + 1));
+  }
+}
+
+}  // namespace
+
 void WarpClocks::acquire(const Knowledge& knowledge, LaneMask lanes, LaneMask alive) {
   if ((lanes & alive) == alive) {
     all.join(knowledge);
@@ -102,6 +146,7 @@ void WarpClocks::acquire(const Knowledge& knowledge, LaneMask lanes, LaneMask al
     e->join(knowledge);
   }
   lanes_with_extra |= lanes;
+  share_common(*this, alive);
 }
 
 void WarpClocks::synchronise(LaneMask lanes, LaneMask alive) {
@@ -118,6 +163,14 @@ void WarpClocks::synchronise(LaneMask lanes, LaneMask alive) {
   Knowledge together(all.seen.size());
   for (LaneMask m = lanes & lanes_with_extra; m != 0; m &= m - 1) together.join(*extra[__builtin_ctz(m)]);
   add_partial(together, {self, lanes, now++});
+  acquire(together, lanes, alive);
+}
+
+void WarpClocks::share_acquired(LaneMask lanes, LaneMask alive) {
+  if ((lanes & lanes_with_extra) == 0) return;
+  Knowledge together(all.seen.size());
+  for (LaneMask m = lanes & lanes_with_extra; m != 0; m &= m - 1) together.join(*extra[__builtin_ctz(m)]);
+  std::erase_if(together.partial, [&](const PartialKnowledge& p) { return p.agent == self; });
   acquire(together, lanes, alive);
 }
 
@@ -145,12 +198,25 @@ void WarpClocks::fence_wide() {
   all.wide[self] = now++;
 }
 
+// What the warp does as one needs the knowledge of each lane.
+template <class F>
+bool WarpClocks::lanes_know(uint32_t lane, F&& known) const {
+  if (lane < kLanes) return (lanes_with_extra >> lane & 1) && known(*extra[lane]);
+  if (lanes_with_extra != kAllLanes) return false;
+  for (const auto& e : extra) {
+    if (!known(*e)) return false;
+  }
+  return true;
+}
+
 bool WarpClocks::knows(uint32_t lane, Agent agent, uint32_t by_lane, Time time) const {
   if (agent == self && (by_lane == lane || by_lane == kWholeWarp || time > now)) return true;
   if (all.covers(agent, by_lane, time)) return true;
-  if (lanes_with_extra == 0) return false;
-  if (lane < kLanes) return (lanes_with_extra >> lane & 1) && extra[lane]->covers(agent, by_lane, time);
-  return false;
+  return lanes_know(lane, [&](const Knowledge& k) { return k.covers(agent, by_lane, time); });
+}
+
+bool WarpClocks::knows_fenced(uint32_t lane, Agent agent, Time time) const {
+  return all.fenced[agent] >= time || lanes_know(lane, [&](const Knowledge& k) { return k.fenced[agent] >= time; });
 }
 
 }  // namespace vgpu

@@ -56,10 +56,16 @@ struct WarpClocks {
   void acquire(const Knowledge& knowledge, LaneMask lanes, LaneMask alive);
   // bar.warp.sync and whatever orders the memory accesses of these lanes.
   void synchronise(LaneMask lanes, LaneMask alive);
+  // Shuffles and votes: what one of the lanes acquired from elsewhere the others know too, their own accesses not.
+  void share_acquired(LaneMask lanes, LaneMask alive);
   void fence_proxy();
   void fence_wide();
   bool knows(uint32_t lane, Agent agent, uint32_t by_lane, Time time) const;
-  bool knows_fenced(Agent agent, Time time) const { return all.fenced[agent] >= time; }
+  bool knows_fenced(uint32_t lane, Agent agent, Time time) const;
+
+ private:
+  template <class F>
+  bool lanes_know(uint32_t lane, F&& known) const;
 };
 
 }  // namespace vgpu

@@ -10,17 +10,19 @@ namespace vgpu {
 namespace {
 
 constexpr GlobalCell kAtomicBit = 1ull << 55;
+constexpr GlobalCell kNarrowBit = 1ull << 54;  // of an atomic: scope .cta
+constexpr uint64_t kClusterMask = (1ull << 22) - 1;
 constexpr uint32_t kManyWarps = 62;     // lane of a read cell: several warps of one cluster
 constexpr uint32_t kManyClusters = 63;  // … of several clusters
 
 uint32_t tag_of(GlobalCell c) { return static_cast<uint32_t>(c >> 56); }
-uint64_t cluster_of(GlobalCell c) { return c >> 32 & 0x7FFFFF; }
+uint64_t cluster_of(GlobalCell c) { return c >> 32 & kClusterMask; }
 Agent agent_of(GlobalCell c) { return static_cast<uint32_t>(c >> 23) & 511; }
 uint32_t lane_of(GlobalCell c) { return static_cast<uint32_t>(c >> 17) & 63; }
 Time time_of(GlobalCell c) { return static_cast<uint32_t>(c) & kMaxTime; }
 
 GlobalCell make(const Warp& warp, uint32_t lane) {
-  return static_cast<uint64_t>(warp.launch->tag) << 56 | (warp.block->cluster->number & 0x7FFFFF) << 32 |
+  return static_cast<uint64_t>(warp.launch->tag) << 56 | (warp.block->cluster->number & kClusterMask) << 32 |
          static_cast<uint64_t>(warp.clocks.self) << 23 | lane << 17 | warp.clocks.now;
 }
 
@@ -28,7 +30,7 @@ uint64_t key(uint64_t cluster, Agent agent) { return cluster << 9 | agent; }
 
 bool ordered(const Warp& warp, uint32_t lane, GlobalCell cell) {
   const Cluster& mine = *warp.block->cluster;
-  if (cluster_of(cell) == (mine.number & 0x7FFFFF)) return warp.clocks.knows(lane, agent_of(cell), lane_of(cell), time_of(cell));
+  if (cluster_of(cell) == (mine.number & kClusterMask)) return warp.clocks.knows(lane, agent_of(cell), lane_of(cell), time_of(cell));
   auto it = mine.other_clusters.find(key(cluster_of(cell), agent_of(cell)));
   return it != mine.other_clusters.end() && it->second >= time_of(cell);
 }
@@ -46,7 +48,7 @@ std::string who(const Warp& warp, GlobalCell cell, const char* did) {
 
 [[noreturn]] void race(Warp& warp, const Instruction& i, const Allocation& a, uint32_t lane, uint64_t offset, const char* verb,
                        GlobalCell other, const char* did) {
-  bool same_block = cluster_of(other) == (warp.block->cluster->number & 0x7FFFFF);
+  bool same_block = cluster_of(other) == (warp.block->cluster->number & kClusterMask);
   fault_at(warp, i, FaultKind::kGlobalRace,
            std::string(verb) + " global memory " + std::to_string(offset) + " bytes into " +
                (a.label.empty() ? "an allocation" : a.label) + ", which " +
@@ -63,7 +65,7 @@ RaceCells::RaceCells(uint64_t bytes, uint32_t granule) : shift(static_cast<uint3
 }
 
 void check_global_race(Warp& warp, const Instruction& i, Allocation& a, uint32_t lane, uint64_t offset, uint32_t bytes,
-                       GlobalTouch touch) {
+                       GlobalTouch touch, bool narrow) {
   RaceCells& cells = *a.cells;
   // Granules count from an aligned address, so that a base that is not aligned does not split elements.
   uint64_t skew = a.base & 3;
@@ -85,6 +87,8 @@ void check_global_race(Warp& warp, const Instruction& i, Allocation& a, uint32_t
       }
       // Ordinary reads of a word that only atomics write are forgiven: compare-and-swap loops begin with one.
       bool strong = touch != GlobalTouch::kWrite;
+      // Atomics of scope .cta are atomic within their block only.
+      if ((narrow || (w & kNarrowBit)) && cluster_of(w) != cluster_of(mine)) strong = false;
       if (tag_of(w) == tag && !(strong && (w & kAtomicBit)) && !ordered(warp, lane, w)) {
         race(warp, i, a, lane, offset, touch == GlobalTouch::kRead || touch == GlobalTouch::kStrongRead ? "reads" : "writes", w,
              "written");
@@ -93,6 +97,12 @@ void check_global_race(Warp& warp, const Instruction& i, Allocation& a, uint32_t
     }
     if (touch == GlobalTouch::kStrongRead) continue;
     GlobalCell r = cells.reads[g];
+    if (before_dependency && touch != GlobalTouch::kRead && tag_of(r) == previous_tag) {
+      fault_at(warp, i, FaultKind::kGlobalRace,
+               "writes " + (a.label.empty() ? std::string("global memory") : a.label) +
+                   ", which the launch before read, with no griddepcontrol.wait",
+               lane < kLanes ? static_cast<int>(lane) : -1, a.base + offset);
+    }
     if (touch == GlobalTouch::kRead) {
       if (r == mine || lane_of(r) == kManyClusters) {
         if (tag_of(r) == tag) continue;
@@ -109,7 +119,8 @@ void check_global_race(Warp& warp, const Instruction& i, Allocation& a, uint32_t
       cells.reads[g] = mark;
       continue;
     }
-    if (r != known_read && tag_of(r) == tag) {
+    // Atomics do not race with ordinary reads of the word, as above.
+    if (r != known_read && tag_of(r) == tag && touch == GlobalTouch::kWrite) {
       bool bad = false;
       if (lane_of(r) == kManyClusters) {
         bad = !cluster.acquired_globally;
@@ -121,7 +132,7 @@ void check_global_race(Warp& warp, const Instruction& i, Allocation& a, uint32_t
       if (bad) race(warp, i, a, lane, offset, "writes", r, "read");
     }
     known_read = r;
-    cells.writes[g] = touch == GlobalTouch::kAtomic ? mine | kAtomicBit : mine;
+    cells.writes[g] = touch == GlobalTouch::kAtomic ? mine | kAtomicBit | (narrow ? kNarrowBit : 0) : mine;
   }
 }
 
@@ -185,7 +196,7 @@ void publish_globally(Warp& warp, uint64_t address) {
   const std::vector<Time>& wide = warp.clocks.all.wide;
   for (Agent a = 0; a < wide.size(); ++a) {
     if (wide[a] == 0) continue;
-    Time& t = entry[key(cluster.number & 0x7FFFFF, a)];
+    Time& t = entry[key(cluster.number & kClusterMask, a)];
     t = std::max(t, wide[a]);
   }
   for (const auto& [k, time] : cluster.other_clusters) {

@@ -14,7 +14,7 @@ namespace vgpu {
 struct Cluster;
 struct Launch;
 
-// tag:8 (of the launch) | atomic:1 | cluster:23 | agent:9 | lane:6 | time:17. 0: nothing.
+// tag:8 (of the launch) | atomic:1 | narrow:1 | cluster:22 | agent:9 | lane:6 | time:17. 0: nothing.
 using GlobalCell = uint64_t;
 
 struct RaceCells {
@@ -33,7 +33,7 @@ enum class GlobalTouch : uint8_t { kRead, kWrite, kAtomic, kStrongRead };
 
 // Checks one lane's access and records it. The bytes lie within the allocation.
 void check_global_race(Warp& warp, const Instruction& i, Allocation& allocation, uint32_t lane, uint64_t offset, uint32_t bytes,
-                       GlobalTouch touch);
+                       GlobalTouch touch, bool narrow = false);
 // 32 lanes that touch elements one after the other, where no one has touched anything in this launch (reads: written
 // anything): records them and returns true. Otherwise changes nothing.
 bool touch_fresh_range(Warp& warp, Allocation& allocation, uint64_t offset, uint32_t bytes_per_lane, bool write);

@@ -14,13 +14,17 @@ void SharedShadow::reset(uint32_t bytes, uint32_t granule, size_t agents) {
   write_pcs_.resize(granules_);
   reads_.resize(agents);
   for (auto& row : reads_) row.clear();
+  readers_.clear();
   atomics_.clear();
   pending_reads_.clear();
 }
 
 std::vector<Cell>& SharedShadow::reads_of(Agent agent) {
   auto& row = reads_[agent];
-  if (row.empty()) row.assign(granules_, 0);
+  if (row.empty()) {
+    row.assign(granules_, 0);
+    readers_.push_back(agent);
+  }
   return row;
 }
 
@@ -64,7 +68,7 @@ void SharedShadow::check_cell(Warp& warp, const Instruction& i, Block& block, ui
     fault_at(warp, i, FaultKind::kSharedRace, verb + where() + ", with no barrier after another thread's write", by, address,
              describe(warp, granule, cell));
   }
-  if (proxy && !warp.clocks.knows_fenced(agent, time_of(cell))) {
+  if (proxy && !warp.clocks.knows_fenced(lane, agent, time_of(cell))) {
     fault_at(warp, i, FaultKind::kMissingProxyFence,
              "reads through the async proxy what ordinary stores wrote at offset " + std::to_string(address) +
                  ", with no fence.proxy.async between",
@@ -104,9 +108,8 @@ void SharedShadow::read_by_proxy(Warp& warp, const Instruction& i, Block& block,
 void SharedShadow::check_reads(Warp& warp, const Instruction& i, Block& block, uint32_t lane, uint32_t offset, uint32_t bytes) {
   int by = lane < kLanes ? static_cast<int>(lane) : -1;
   size_t begin = first(offset), end = last(offset, bytes);
-  for (Agent a = 0; a < reads_.size(); ++a) {
+  for (Agent a : readers_) {
     const std::vector<Cell>& row = reads_[a];
-    if (row.empty()) continue;
     Cell known = 0;
     for (size_t g = begin; g <= end; ++g) {
       Cell cell = row[g];
@@ -226,6 +229,7 @@ void SharedShadow::forget_order() {
     if (c != 0 && agent_of(c) != kPendingAgent) c = kKnownToAll;
   }
   for (auto& row : reads_) row.clear();
+  readers_.clear();
   atomics_.clear();
 }
 

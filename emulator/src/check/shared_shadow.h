@@ -83,6 +83,7 @@ class SharedShadow {
   std::vector<Cell> writes_;
   std::vector<uint32_t> write_pcs_;
   std::vector<std::vector<Cell>> reads_;  // by agent; empty until it first reads
+  std::vector<Agent> readers_;            // agents whose reads_ are not empty
   std::vector<Cell> atomics_;             // equals writes_ where the last write was atomic or strong; empty until needed
   std::vector<PendingRead> pending_reads_;
 };

@@ -214,12 +214,13 @@ GlobalTouch global_touch(Touch t) {
   }
 }
 
-void check_global(Warp& warp, const Instruction& i, Allocation& a, uint32_t lane, uint64_t address, uint32_t bytes, Touch touch) {
+void check_global(Warp& warp, const Instruction& i, Allocation& a, uint32_t lane, uint64_t address, uint32_t bytes, Touch touch,
+                  bool narrow = false) {
   uint64_t offset = address - a.base;
   if (a.written != nullptr && touch != Touch::kWrite && touch != Touch::kStrongWrite) {
     check_global_written(warp, i, a, lane, offset, bytes);
   }
-  if (!a.read_only) check_global_race(warp, i, a, lane, offset, bytes, global_touch(touch));
+  if (!a.read_only) check_global_race(warp, i, a, lane, offset, bytes, global_touch(touch), narrow);
 }
 
 void set_written(Allocation& a, uint64_t address, uint32_t bytes) {
@@ -231,6 +232,17 @@ void set_written(Allocation& a, uint64_t address, uint32_t bytes) {
     std::atomic_ref<uint64_t> word(a.written[k / 64]);
     if ((word.load(std::memory_order_relaxed) & bits) != bits) word.fetch_or(bits, std::memory_order_relaxed);
     k += n;
+  }
+}
+
+void check_unawaited_writes(Warp& warp, const Instruction& i, const Access& a, LaneMask lanes) {
+  for (const UnawaitedWrite& w : warp.block->cluster->unawaited_writes) {
+    for_lanes(lanes, [&](uint32_t l) {
+      if (a.address[l] >= w.end || a.address[l] + a.bytes <= w.begin) return;
+      fault_at(warp, i, FaultKind::kAsyncTooEarly,
+               "touches global memory that a bulk store writes, with no cp.async.bulk.wait_group (not .read) between",
+               static_cast<int>(l), a.address[l], "stored at " + place(warp, w.pc));
+    });
   }
 }
 
@@ -295,6 +307,7 @@ void resolve_global_lanes(Warp& warp, const Instruction& i, Access& a, LaneMask 
     }
   }
   if (checks) {
+    if (!warp.block->cluster->unawaited_writes.empty() && a.touch != Touch::kAtomic) check_unawaited_writes(warp, i, a, lanes);
     bool strong = a.touch == Touch::kAtomic || a.touch == Touch::kStrongRead || a.touch == Touch::kStrongWrite;
     if (strong) {
       for_lanes(lanes, [&](uint32_t l) {
@@ -302,7 +315,7 @@ void resolve_global_lanes(Warp& warp, const Instruction& i, Access& a, LaneMask 
         bool has_fence = warp.has_wide_fence || a.release || !warp.block->cluster->other_clusters.empty();
         if (a.touch != Touch::kStrongRead && has_fence) publish_globally(warp, a.address[l]);
         if (a.touch != Touch::kStrongWrite) acquire_globally(warp, a.address[l]);
-        check_global(warp, i, of(l), l, a.address[l], a.bytes, a.touch);
+        check_global(warp, i, of(l), l, a.address[l], a.bytes, a.touch, a.narrow);
       });
     } else if (in_order && touch_fresh_range(warp, *one, low - one->base, a.bytes, write)) {
       if (one->written != nullptr && !write) {
@@ -387,6 +400,13 @@ SharedPlace shared_place(Warp& warp, const Instruction& i, uint32_t address, uin
       fault_at(warp, i, FaultKind::kUseAfterFree,
                "touches shared memory of block " + std::to_string(rank - 1) + " of the cluster, which has ended", by, address);
     }
+  }
+  if (block != warp.block && warp.checks()) {
+    auto same = std::find_if(block->remote_touches.begin(), block->remote_touches.end(),
+                             [&](const Block::RemoteTouch& t) { return t.agent == warp.clocks.self; });
+    if (same == block->remote_touches.end()) same = block->remote_touches.insert(same, {warp.clocks.self, 0, 0});
+    same->time = warp.clocks.now;
+    same->pc = i.index;
   }
   const uint32_t first = warp.program->uses_reserved_shared ? 0 : kSharedBase;
   if (offset < first || offset + uint64_t{bytes} > block->shared.size()) {

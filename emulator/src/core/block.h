@@ -69,6 +69,13 @@ struct Block {
   uint32_t threads = 0;
   uint32_t exited = 0;  // threads
   std::array<Barrier, 16> barriers;
+  // The last access of each other block's warp to this shared memory: it must be ordered before this block ends.
+  struct RemoteTouch {
+    Agent agent;
+    Time time;
+    uint32_t pc;
+  };
+  std::vector<RemoteTouch> remote_touches;
   std::vector<std::unique_ptr<Mbarrier>> mbarriers;
 
   // The live mbarrier at this offset; null when there is none.
@@ -95,12 +102,20 @@ struct AsyncOperation {
   std::string what;
 };
 
+// Bytes of global memory that a bulk store writes at some time before its thread's wait_group (not .read).
+struct UnawaitedWrite {
+  const Warp* warp;
+  uint32_t lane, group, pc;
+  uint64_t begin, end;
+};
+
 struct Cluster {
   Launch* launch = nullptr;
   uint64_t number = 0;  // linear, in the grid of clusters
   std::vector<std::unique_ptr<Block>> blocks;
   std::vector<std::unique_ptr<AsyncOperation>> pending;
   uint64_t next_async = 1;
+  std::vector<UnawaitedWrite> unawaited_writes;
   // Changes whenever something happens that a waiting lane may wait for.
   uint64_t version = 0;
   uint64_t instructions_since_progress = 0;
@@ -147,6 +162,9 @@ struct Launch {
   std::unique_ptr<GlobalKnowledge> global_knowledge = std::make_unique<GlobalKnowledge>();
   std::atomic<bool> published{false};
   std::atomic<uint64_t> global_progress{0};  // changes when a store or an atomic of any block takes effect
+  // griddepcontrol.launch_dependents was executed: a dependent launch may start before this one's end.
+  std::atomic<bool> let_dependents_in{false};
+  bool overlaps_predecessor = false;  // this launch is such a dependent
   std::atomic<bool> stop{false};             // another worker found a fault
   std::vector<struct Worker*> workers;
   std::mutex cells_mutex;                    // making Allocation::cells

@@ -6,6 +6,7 @@
 #include <atomic>
 #include <chrono>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <set>
 #include <thread>
@@ -82,6 +83,8 @@ void lay_out_shared(const ptx::Module& module, Kernel& kernel) {
 }
 
 uint32_t usable_processors() {
+  // Test runners that start several processes set it to 1.
+  if (const char* threads = std::getenv("EMULATOR_HOST_THREADS")) return static_cast<uint32_t>(std::max(1, std::atoi(threads)));
   cpu_set_t set;
   CPU_ZERO(&set);
   if (sched_getaffinity(0, sizeof set, &set) == 0) return std::max(1, CPU_COUNT(&set));
@@ -269,6 +272,7 @@ const LaunchRecord& Gpu::launch(const Kernel& kernel, const LaunchConfig& config
   launch.blocks_per_cluster = resolved.cluster[0] * resolved.cluster[1] * resolved.cluster[2];
   launch.clusters = uint64_t{resolved.grid[0]} * resolved.grid[1] * resolved.grid[2] / launch.blocks_per_cluster;
   launch.number = ++launch_number_;
+  launch.overlaps_predecessor = resolved.programmatic && chip_.major >= 9 && dependents_may_overlap_;
   launch.tag = static_cast<uint8_t>((launch.number - 1) % 255 + 1);
   if (launch.tag == 1) memory_.forget_races();
   if (launch.blocks_per_cluster * launch.warps_per_block + kAsyncAgents >= kPendingAgent) {
@@ -315,6 +319,7 @@ const LaunchRecord& Gpu::launch(const Kernel& kernel, const LaunchConfig& config
   for (uint32_t t = 1; t < threads; ++t) others.emplace_back([&, t] { run(*workers[t]); });
   run(*workers[0]);
   for (std::thread& t : others) t.join();
+  dependents_may_overlap_ = launch.let_dependents_in;
   LaunchRecord record = make_record(launch, workers);
   record.host_seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   if (error != nullptr) std::rethrow_exception(error);

@@ -35,7 +35,7 @@ struct Options {
   bool counters = true;  // per instruction; the totals of instructions are always there
   Completion completion = Completion::kRandom;
   Accumulate accumulate = Accumulate::kSequential;
-  uint32_t host_threads = 0;             // 0: as many as the process may use
+  uint32_t host_threads = 0;             // 0: EMULATOR_HOST_THREADS, or as many as the process may use
   uint64_t hang_limit = 20'000'000;  // warp instructions with no progress before a launch counts as hung
 };
 
@@ -79,6 +79,7 @@ class Gpu {
   Memory memory_;
   std::vector<LaunchRecord> launches_;
   uint64_t launch_number_ = 0;
+  bool dependents_may_overlap_ = false;  // the last launch let its dependents in
   std::shared_ptr<void> runtime_;  // last, so that it goes before the memory that its modules live in
 };
 

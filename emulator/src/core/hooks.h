@@ -18,6 +18,8 @@ bool complete_some_async(Cluster& cluster, Worker& worker);
 void complete_all_async(Cluster& cluster);
 // exec/async.cpp: faults when an operation in flight still uses the shared memory of a block that has ended.
 void check_async_at_exit(Block& block);
+// exec/setmaxnreg.cpp
+void check_register_changes_at_exit(Warp& warp);
 // exec/wgmma.cpp
 bool in_wgmma_flight(const Warp& warp, uint32_t register_number);
 void check_wgmma_at_exit(Warp& warp, const Instruction& i);

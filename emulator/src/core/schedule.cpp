@@ -15,6 +15,7 @@ constexpr uint64_t kSpinning = 20'000;       // instructions without progress af
 constexpr uint32_t kPollRounds = 200;        // of warps that wait for an mbarrier with nothing in flight
 constexpr uint32_t kQuantum = 64;            // instructions, at most, of a warp's turn with checks on
 constexpr uint32_t kUncheckedQuantum = 4096;
+constexpr uint32_t kPollQuantum = 256;
 
 struct Resident {
   std::unique_ptr<Cluster> cluster;
@@ -146,6 +147,7 @@ void start_cluster(Worker& worker, Cluster& cluster, uint64_t number) {
   const bool checks = launch.options.checks;
   cluster.number = number;
   cluster.pending.clear();
+  cluster.unawaited_writes.clear();
   cluster.version = 0;
   cluster.instructions_since_progress = 0;
   cluster.cluster_arrived = 0;
@@ -156,7 +158,7 @@ void start_cluster(Worker& worker, Cluster& cluster, uint64_t number) {
   cluster.published.clear();
   cluster.other_clusters.clear();
   cluster.acquired_globally = false;
-  cluster.dependency_resolved = !c.programmatic;
+  cluster.dependency_resolved = !launch.overlaps_predecessor;
   cluster.async_times.assign(kAsyncAgents, 1);
   cluster.modified_maps.clear();
   const std::array<uint32_t, 3> clusters{c.grid[0] / c.cluster[0], c.grid[1] / c.cluster[1], c.grid[2] / c.cluster[2]};
@@ -166,6 +168,7 @@ void start_cluster(Worker& worker, Cluster& cluster, uint64_t number) {
     for (int k = 0; k < 3; ++k) block->id[k] = origin[k] * c.cluster[k] + inner[k];
     block->exited = 0;
     block->mbarriers.clear();
+    block->remote_touches.clear();
     for (Barrier& b : block->barriers) {
       b.active = false;
       b.arrived = b.expected = b.reduction = 0;
@@ -184,6 +187,7 @@ void start_cluster(Worker& worker, Cluster& cluster, uint64_t number) {
       w->groups.assign(1, Group{0, w->born});
       w->current = 0;
       w->clocks.reset(block->rank * launch.warps_per_block + w->index, checks ? cluster.agents : 0);
+      w->register_changes = 0;
       w->has_fence = w->has_wide_fence = false;
       w->open_copies = {};
       w->copy_groups.clear();
@@ -523,6 +527,8 @@ Round run_round(Worker& worker, Resident& resident) {
     if (!can_run(warp)) continue;
     bool polls = all_yielded(warp);
     uint32_t quantum = checks ? 1 + static_cast<uint32_t>(worker.random() % kQuantum) : kUncheckedQuantum;
+    // A warp that polls comes to its next poll within its turn, or it would seem to get on.
+    if (polls) quantum = std::max(quantum, kPollQuantum);
     uint32_t executed = checks ? run_warp<true>(worker, warp, quantum) : run_warp<false>(worker, warp, quantum);
     if (executed == 0) continue;
     (polls ? polled : ran) = true;

@@ -92,6 +92,8 @@ struct Warp {
 
   WarpClocks clocks;
   Knowledge fence;         // what a relaxed atomic publishes: the knowledge at the last fence of wide enough scope
+  uint32_t register_changes = 0, last_register_change = 0;  // setmaxnreg: how many, and the last one's pc
+
   bool has_fence = false;       // of any scope
   bool has_wide_fence = false;  // of cluster scope or wider: `fence` may be published to other blocks
 

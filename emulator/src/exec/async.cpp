@@ -118,6 +118,11 @@ void wait_bulk_groups(Warp& warp, const Instruction&, LaneMask lanes, uint32_t k
     }
     if (!read_only && !o.done) take_effect(o);
   }
+  if (!read_only) {
+    std::erase_if(cluster.unawaited_writes, [&](const UnawaitedWrite& w) {
+      return w.warp == &warp && (lanes >> w.lane & 1) && w.group + uint64_t{keep} < warp.bulk_committed[w.lane];
+    });
+  }
   remove_finished(cluster);
 }
 

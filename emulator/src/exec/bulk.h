@@ -32,6 +32,9 @@ void finish_load(Cluster& cluster, const LoadTarget& target, uint32_t written, u
 // A store in the lane's open bulk group, its source checked and in use. The caller sets its functions.
 AsyncOperation& add_bulk_store(Warp& warp, const Instruction& i, uint32_t lane, SharedPlace source, uint32_t bytes);
 
+// With checks: these bytes of global memory are the operation's until its group is waited for.
+void note_unawaited_write(Warp& warp, const AsyncOperation& operation, uint64_t begin, uint64_t bytes);
+
 void decode_tensor_prefetch(Decoder& decoder);
 
 }  // namespace vgpu

@@ -100,6 +100,7 @@ void store_lane(Warp& warp, const Instruction& i, uint32_t lane) {
   const Touch touch = reduction == AsyncReduction::kNone ? Touch::kWrite : Touch::kAtomic;
   std::byte* target = resolve_global(warp, i, to, bytes, touch, lane);
   AsyncOperation& operation = add_bulk_store(warp, i, lane, source, bytes);
+  if (reduction == AsyncReduction::kNone) note_unawaited_write(warp, operation, to, bytes);
   auto data = std::make_shared<std::vector<std::byte>>(bytes);
   operation.read_source = [source, data] {
     std::memcpy(data->data(), source.block->shared.data() + source.offset, data->size());
@@ -234,12 +235,11 @@ void decode_bulk(Decoder& d) {
     d.out.execute = execute_commit;
   } else if (d.take("wait_group")) {
     decode_wait(d);
-  } else if (d.take("tensor")) {
-    decode_tensor(d, false);
-  } else if (d.statement.modifiers.size() > 2 && d.statement.modifiers[2] == "prefetch") {
-    d.take("prefetch");
+  } else if (d.take("prefetch")) {
     if (d.take("tensor")) return decode_tensor_prefetch(d);
     decode_prefetch(d);
+  } else if (d.take("tensor")) {
+    decode_tensor(d, false);
   } else {
     decode_copy(d, false);
   }
@@ -298,6 +298,15 @@ void finish_load(Cluster& cluster, const LoadTarget& target, uint32_t written, u
   }
   --barrier.in_flight;
   mbarrier_complete_bytes(cluster, barrier, transactions);
+}
+
+void note_unawaited_write(Warp& warp, const AsyncOperation& operation, uint64_t begin, uint64_t bytes) {
+  // Kernels that only ever wait for .read leave their stores behind: the oldest are forgotten.
+  constexpr size_t kMost = 2048;
+  if (!warp.checks()) return;
+  auto& writes = warp.block->cluster->unawaited_writes;
+  if (writes.size() >= kMost) writes.erase(writes.begin(), writes.begin() + kMost / 2);
+  writes.push_back({&warp, operation.lane, operation.group, operation.pc, begin, begin + bytes});
 }
 
 AsyncOperation& add_bulk_store(Warp& warp, const Instruction& i, uint32_t lane, SharedPlace source, uint32_t bytes) {

@@ -119,7 +119,7 @@ void execute_getctarank(Warp& warp, const Instruction& i) {
 }
 
 void execute_dependency_wait(Warp& warp, const Instruction&) { warp.block->cluster->dependency_resolved = true; }
-void nothing(Warp&, const Instruction&) {}
+void execute_launch_dependents(Warp& warp, const Instruction&) { warp.launch->let_dependents_in = true; }
 
 void decode_mapa(Decoder& d) {
   const bool shared = d.take("shared::cluster");
@@ -149,7 +149,7 @@ void decode_griddepcontrol(Decoder& d) {
   d.out.kind = InstructionClass::kControl;
   const std::string what = d.take_any({"launch_dependents", "wait"});
   if (what.empty()) d.unknown("wants .launch_dependents or .wait");
-  d.out.execute = what == "wait" ? execute_dependency_wait : nothing;
+  d.out.execute = what == "wait" ? execute_dependency_wait : execute_launch_dependents;
 }
 
 const RegisterDecoders kRegistered({{"mapa", decode_mapa},

@@ -26,6 +26,7 @@ inline void collective(Warp& warp, const Instruction& i, Slot masks, Body&& body
   if (active & not_member) refuse_members(warp, i, members);
   if (!(active & others)) {
     if (!converged(warp, i, first & warp.alive)) return;
+    if (warp.checks()) warp.clocks.share_acquired(first & warp.alive, warp.alive);
     body(first & warp.alive);
     advance(warp);
     return;
@@ -38,6 +39,7 @@ inline void collective(Warp& warp, const Instruction& i, Slot masks, Body&& body
     LaneMask same = 0;
     for_lanes(set & rest, [&](uint32_t l) { same |= LaneMask{members[l] == members[__builtin_ctz(rest)]} << l; });
     if (same != set) refuse_members(warp, i, members);
+    if (warp.checks()) warp.clocks.share_acquired(set, warp.alive);
     body(set);
     rest &= ~set;
   }

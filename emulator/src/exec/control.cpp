@@ -44,13 +44,33 @@ void branch_indexed(Warp& warp, const Instruction& i) {
   }
 }
 
+// Another block that touched this one's shared memory must be known to be done with it.
+void check_neighbours_at_exit(Warp& warp, const Instruction& i) {
+  for (const Block::RemoteTouch& t : warp.block->remote_touches) {
+    bool known = false;
+    for (const auto& w : warp.block->warps) {
+      known |= w->clocks.knows(kWholeWarp, t.agent, kWholeWarp, t.time);
+      for_lanes(w->clocks.lanes_with_extra, [&](uint32_t l) { known |= w->clocks.knows(l, t.agent, kWholeWarp, t.time); });
+    }
+    if (known) continue;
+    fault(warp, i, FaultKind::kUseAfterFree,
+          "the block ends while block " + std::to_string(t.agent / warp.launch->warps_per_block) +
+              " of the cluster may still touch its shared memory",
+          -1, "touched at " + place(warp, t.pc));
+  }
+}
+
 void exit_threads(Warp& warp, const Instruction& i) {
   LaneMask gone = warp.group().lanes;
   warp.group().lanes = 0;
   warp.alive &= ~gone;
   Block& block = *warp.block;
   block.exited += static_cast<uint32_t>(std::popcount(gone));
-  if (warp.alive == 0 && warp.checks()) check_wgmma_at_exit(warp, i);
+  if (warp.alive == 0 && warp.checks()) {
+    check_wgmma_at_exit(warp, i);
+    check_register_changes_at_exit(warp);
+  }
+  if (block.exited == block.threads && warp.checks()) check_neighbours_at_exit(warp, i);
   progress(warp);
   recheck_barriers(block);
   if (block.cluster->blocks.size() > 1) recheck_cluster_barrier(*block.cluster);

@@ -64,7 +64,7 @@ void integer_to_float(Warp& warp, const Instruction& i) {
 
 // To nearest even and nothing else: what C++ does.
 template <class D, class S>
-void plain(Warp& warp, const Instruction& i) {
+[[gnu::flatten]] void plain(Warp& warp, const Instruction& i) {
   const auto* a = warp.lanes<BitsOf<S>>(i.slot[1]);
   write_lanes(warp.active, warp.lanes<BitsOf<D>>(i.slot[0]), [=](uint32_t lane) {
     using Value = typename Stored<D>::Value;
@@ -171,7 +171,7 @@ Execute convert_to_float(const Conversion& c, bool is_plain) {
 
 // slot[1] becomes the upper half, slot[2] the lower one.
 template <class D, bool kClampNegative>
-static void two_to_nearest(Warp& warp, const Instruction& i) {
+[[gnu::flatten]] static void two_to_nearest(Warp& warp, const Instruction& i) {
   const float *a = warp.f32(i.slot[1]), *b = warp.f32(i.slot[2]);
   const auto half = [](float x) {
     if (kClampNegative) x = x <= 0.0f ? 0.0f : x;

@@ -76,18 +76,6 @@ void decode_sign(Decoder& decoder) {
   }
 }
 
-// A NaN loses against a number, or wins with .NaN. −0 is less than +0.
-template <class T, bool kMaximum, bool kNan>
-T extreme(T a, T b) {
-  const bool a_is_nan = a != a, b_is_nan = b != b;
-  const bool a_less = a < b || (a == b && std::signbit(a));
-  const T better = a_less != kMaximum ? a : b;
-  const T nan = sizeof(T) == 4 ? T(float_of(kFloatNan)) : T(double_of(Double::kNan));
-  if (kNan) return a_is_nan || b_is_nan ? nan : better;
-  const T number = b_is_nan ? a : a_is_nan ? b : better;
-  return a_is_nan && b_is_nan ? nan : number;
-}
-
 // Of magnitudes with .abs; .xorsign gives the result the product of the signs.
 template <class T, bool kMaximum, bool kFtz, bool kNan, bool kAbsolute, bool kXorSign, int kSources>
 void extreme_of_lanes(Warp& warp, const Instruction& i) {

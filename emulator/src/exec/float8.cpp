@@ -18,7 +18,7 @@ float clamped(float x) {
 
 // slot[1] becomes the upper byte, slot[2] the lower one.
 template <class To, bool kClampNegative>
-void from_floats(Warp& warp, const Instruction& i) {
+[[gnu::flatten]] void from_floats(Warp& warp, const Instruction& i) {
   const float *a = warp.f32(i.slot[1]), *b = warp.f32(i.slot[2]);
   write_lanes(warp.active, warp.u32(i.slot[0]), [=](uint32_t lane) {
     return To::apply(clamped<kClampNegative>(a[lane])) << 8 | To::apply(clamped<kClampNegative>(b[lane]));
@@ -26,7 +26,7 @@ void from_floats(Warp& warp, const Instruction& i) {
 }
 
 template <class To, bool kClampNegative>
-void from_halves(Warp& warp, const Instruction& i) {
+[[gnu::flatten]] void from_halves(Warp& warp, const Instruction& i) {
   const uint32_t* a = warp.u32(i.slot[1]);
   write_lanes(warp.active, warp.u32(i.slot[0]), [=](uint32_t lane) {
     const float low = half_to_float(static_cast<uint16_t>(a[lane]));
@@ -36,7 +36,7 @@ void from_halves(Warp& warp, const Instruction& i) {
 }
 
 template <float (*kFrom)(uint8_t), bool kClampNegative>
-void to_halves(Warp& warp, const Instruction& i) {
+[[gnu::flatten]] void to_halves(Warp& warp, const Instruction& i) {
   const uint32_t* a = warp.u32(i.slot[1]);
   const auto half = [](uint32_t byte) {
     return uint32_t{float_to_half(clamped<kClampNegative>(kFrom(static_cast<uint8_t>(byte))))};

@@ -10,23 +10,37 @@
 namespace vgpu {
 
 // .ftz: a subnormal becomes a zero of its sign.
-inline float flush(float x) {
+[[gnu::always_inline]] inline float flush(float x) {
   const uint32_t u = bits_of(x);
   return float_of(u & 0x7f800000 ? u : u & 0x80000000);
 }
 
 // The same for a value of type f16.
-inline float flush_half(float x) { return std::abs(x) < 0x1p-14f ? float_of(bits_of(x) & 0x80000000) : x; }
+[[gnu::always_inline]] inline float flush_half(float x) {
+  return std::abs(x) < 0x1p-14f ? float_of(bits_of(x) & 0x80000000) : x;
+}
 
 // .sat: to [0, 1]; NaN becomes +0.
-inline float saturate(float x) { return x > 0.0f ? (x < 1.0f ? x : 1.0f) : 0.0f; }
+[[gnu::always_inline]] inline float saturate(float x) { return x > 0.0f ? (x < 1.0f ? x : 1.0f) : 0.0f; }
 
 // An operation that gives a NaN gives the same one, whatever its operands. For f64 PTX leaves it open.
-inline float canonical(float x) { return x != x ? float_of(kFloatNan) : x; }
+[[gnu::always_inline]] inline float canonical(float x) { return x != x ? float_of(kFloatNan) : x; }
 inline double canonical(double x) { return x != x ? double_of(Double::kNan) : x; }
 
+// A NaN loses against a number, or wins with .NaN. −0 is less than +0.
+template <class T, bool kMaximum, bool kNan>
+[[gnu::always_inline]] inline T extreme(T a, T b) {
+  const bool a_is_nan = a != a, b_is_nan = b != b;
+  const bool a_less = a < b || (a == b && std::signbit(a));
+  const T better = a_less != kMaximum ? a : b;
+  const T nan = sizeof(T) == 4 ? T(float_of(kFloatNan)) : T(double_of(Double::kNan));
+  if (kNan) return a_is_nan || b_is_nan ? nan : better;
+  const T number = b_is_nan ? a : a_is_nan ? b : better;
+  return a_is_nan && b_is_nan ? nan : number;
+}
+
 template <class T, bool kFtz>
-T flushed(T x) {
+[[gnu::always_inline]] inline T flushed(T x) {
   if constexpr (kFtz)
     return flush(x);
   else
@@ -34,7 +48,7 @@ T flushed(T x) {
 }
 
 template <class T, bool kFtz, bool kSat>
-T finished(T x) {
+[[gnu::always_inline]] inline T finished(T x) {
   if constexpr (kSat)
     return saturate(flushed<T, kFtz>(x));
   else

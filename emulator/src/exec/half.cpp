@@ -9,20 +9,22 @@ namespace {
 // A float has more than twice the bits of a half and then two, so a sum rounded to it and again is rounded once.
 struct Add {
   static constexpr int kSources = 2;
-  static float apply(float a, float b) { return a + b; }
+  [[gnu::always_inline]] static float apply(float a, float b) { return a + b; }
 };
 struct Subtract {
   static constexpr int kSources = 2;
-  static float apply(float a, float b) { return a - b; }
+  [[gnu::always_inline]] static float apply(float a, float b) { return a - b; }
 };
 // Products of bf16 may be subnormal floats, and then inexact.
 struct Multiply {
   static constexpr int kSources = 2;
-  static float apply(float a, float b) { return to_float_odd(static_cast<double>(a) * b); }
+  [[gnu::always_inline]] static float apply(float a, float b) { return to_float_odd(static_cast<double>(a) * b); }
 };
 struct FusedMultiplyAdd {
   static constexpr int kSources = 3;
-  static float apply(float a, float b, float c) { return to_float_odd(add_odd(static_cast<double>(a) * b, c)); }
+  [[gnu::always_inline]] static float apply(float a, float b, float c) {
+    return to_float_odd(add_odd(static_cast<double>(a) * b, c));
+  }
 };
 
 template <class Op>
@@ -72,20 +74,14 @@ void decode_sign(Decoder& decoder) {
   decoder.out.execute = ftz ? &change_sign<kAbsolute, true> : &change_sign<kAbsolute, false>;
 }
 
-// A NaN loses against a number, or wins with .NaN. −0 is less than +0.
+// A NaN result needs no sign: it is the same whatever its bits.
 template <bool kMaximum, bool kNan, bool kXorSign>
 struct Extreme {
   static constexpr int kSources = 2;
-  static float apply(float x, float y) {
-    const float a = kXorSign ? std::abs(x) : x, b = kXorSign ? std::abs(y) : y;
-    const bool a_is_nan = a != a, b_is_nan = b != b;
-    const bool a_less = a < b || (a == b && std::signbit(a));
-    const float better = a_less != kMaximum ? a : b;
-    const float nan = float_of(kFloatNan);
-    const float number = b_is_nan ? (a_is_nan ? nan : a) : a_is_nan ? b : better;
-    const float result = kNan && (a_is_nan || b_is_nan) ? nan : number;
-    const uint32_t sign = kXorSign ? (bits_of(x) ^ bits_of(y)) & 0x80000000 : 0;
-    return result == result ? float_of(bits_of(result) | sign) : result;
+  [[gnu::always_inline]] static float apply(float x, float y) {
+    if constexpr (!kXorSign) return extreme<float, kMaximum, kNan>(x, y);
+    const uint32_t sign = (bits_of(x) ^ bits_of(y)) & 0x80000000;
+    return float_of(bits_of(extreme<float, kMaximum, kNan>(std::abs(x), std::abs(y))) | sign);
   }
 };
 

@@ -7,7 +7,7 @@ namespace vgpu {
 
 // Rounded to odd: exact, or the neighbour whose last bit is 1. A further rounding to a much narrower format is then as
 // good as one from the exact value.
-inline float to_float_odd(double x) {
+[[gnu::always_inline]] inline float to_float_odd(double x) {
   const auto nearest = static_cast<float>(x);
   const uint32_t u = bits_of(nearest);
   const double back = nearest;
@@ -15,7 +15,7 @@ inline float to_float_odd(double x) {
   const uint32_t towards = std::abs(back) < std::abs(x) ? u + 1 : u - 1;
   return float_of(inexact && (u & 1) == 0 ? towards : u);
 }
-inline double add_odd(double a, double b) {
+[[gnu::always_inline]] inline double add_odd(double a, double b) {
   const double sum = a + b;
   const double b_part = sum - a;
   const double error = (a - (sum - b_part)) + (b - b_part);
@@ -29,7 +29,7 @@ enum class Clamp : uint8_t { kNone, kSaturate, kRelu };
 
 // A result as a register holds it: rounded, then clamped and flushed.
 template <class T, bool kFtz, Clamp kClamp>
-uint32_t finished_half(float x) {
+[[gnu::always_inline]] inline uint32_t finished_half(float x) {
   if constexpr (kClamp == Clamp::kSaturate) x = saturate(x);
   if constexpr (kClamp == Clamp::kRelu) x = x < 0.0f || x == 0.0f ? 0.0f : x;
   const uint32_t bits = Stored<T>::store(x);
@@ -38,18 +38,18 @@ uint32_t finished_half(float x) {
 }
 
 template <class T, bool kFtz>
-float half_operand(uint32_t bits) {
+[[gnu::always_inline]] inline float half_operand(uint32_t bits) {
   const float x = Stored<T>::load(bits);
   return !kFtz ? x : std::is_same_v<T, F16> ? flush_half(x) : flush(x);
 }
 
 // slot[0] = Op(slot[1], …). Op::apply is on floats and gives something that one more rounding makes right.
 template <class T, class Op, bool kPacked, bool kFtz, Clamp kClamp>
-void half_operation(Warp& warp, const Instruction& i) {
+[[gnu::flatten]] void half_operation(Warp& warp, const Instruction& i) {
   const uint32_t* a = warp.u32(i.slot[1]);
   const uint32_t* b = warp.u32(i.slot[Op::kSources > 1 ? 2 : 1]);
   const uint32_t* c = warp.u32(i.slot[Op::kSources > 2 ? 3 : 1]);
-  const auto part = [=](uint32_t lane, int shift) {
+  const auto part = [=](uint32_t lane, int shift) __attribute__((always_inline)) {
     const float x = half_operand<T, kFtz>(a[lane] >> shift);
     float result;
     if constexpr (Op::kSources == 1)

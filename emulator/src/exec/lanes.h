@@ -2,6 +2,7 @@
 //
 // A family of instructions is a struct with a static `apply` on values; the templates below turn it into execute
 // functions. With all lanes active the loops vectorise; with some, cheap operations are done on all 32 and blended.
+// What a loop calls is always inlined: what the compiler simplifies on its own first, it may not vectorise later.
 #pragma once
 
 #include <bit>
@@ -24,13 +25,13 @@ template <class T>
 struct Stored {
   using Value = T;
   using Bits = std::conditional_t<sizeof(T) == 8, uint64_t, uint32_t>;
-  static Value load(Bits bits) {
+  [[gnu::always_inline]] static Value load(Bits bits) {
     if constexpr (std::is_floating_point_v<T>)
       return std::bit_cast<T>(bits);
     else
       return static_cast<T>(bits);
   }
-  static Bits store(Value value) {
+  [[gnu::always_inline]] static Bits store(Value value) {
     if constexpr (std::is_floating_point_v<T>)
       return std::bit_cast<Bits>(value);
     else
@@ -41,22 +42,22 @@ template <>
 struct Stored<F16> {
   using Value = float;
   using Bits = uint32_t;
-  static Value load(Bits bits) { return half_to_float(static_cast<uint16_t>(bits)); }
-  static Bits store(Value value) { return float_to_half(value); }
+  [[gnu::always_inline]] static Value load(Bits bits) { return half_to_float(static_cast<uint16_t>(bits)); }
+  [[gnu::always_inline]] static Bits store(Value value) { return float_to_half(value); }
 };
 template <>
 struct Stored<Bf16> {
   using Value = float;
   using Bits = uint32_t;
-  static Value load(Bits bits) { return bfloat_to_float(static_cast<uint16_t>(bits)); }
-  static Bits store(Value value) { return float_to_bfloat(value); }
+  [[gnu::always_inline]] static Value load(Bits bits) { return bfloat_to_float(static_cast<uint16_t>(bits)); }
+  [[gnu::always_inline]] static Bits store(Value value) { return float_to_bfloat(value); }
 };
 template <class T>
 using BitsOf = typename Stored<T>::Bits;
 
 // to[lane] = value(lane) for the active lanes. `value` must be harmless for whatever an inactive lane holds.
 template <class Bits, class F>
-inline void write_lanes(LaneMask active, Bits* to, F&& value) {
+[[gnu::always_inline]] inline void write_lanes(LaneMask active, Bits* to, F&& value) {
   if (active == kAllLanes) {
 #pragma GCC ivdep
     for (uint32_t lane = 0; lane < kLanes; ++lane) to[lane] = value(lane);
@@ -112,7 +113,7 @@ void ternary(Warp& warp, const Instruction& i) {
 
 // Two 16-bit values in a 32-bit register: f16x2, bf16x2, u16x2, s16x2. T is the type of one.
 template <class T, class Op, int kSources>
-void packed(Warp& warp, const Instruction& i) {
+[[gnu::flatten]] void packed(Warp& warp, const Instruction& i) {
   using S = Stored<T>;
   const uint32_t* a = warp.u32(i.slot[1]);
   const uint32_t* b = kSources > 1 ? warp.u32(i.slot[2]) : nullptr;

@@ -44,8 +44,15 @@ void copy_in(const Warp& warp, const Instruction& i, const Access& access) {
 Touch read_touch(const Instruction& i) { return i.extra[2] & kStrong ? Touch::kStrongRead : Touch::kRead; }
 Touch write_touch(const Instruction& i) { return i.extra[2] & kStrong ? Touch::kStrongWrite : Touch::kWrite; }
 
+void finish(Warp& warp, const Instruction& i, const Access& access) {
+  if (!i.control) return;
+  if (access.touch == Touch::kStrongRead) acquire_again(warp, access);
+  advance(warp);
+}
+
 template <class T, class R>
 void load(Warp& warp, const Instruction& i) {
+  if (i.control) part_ways(warp);
   Access access;
   set_access(warp, i, read_touch(i), access);
   switch (i.list.size()) {
@@ -62,14 +69,15 @@ void load(Warp& warp, const Instruction& i) {
       copy_in<T, R, 8>(warp, i, access);
       break;
   }
-  if (access.touch == Touch::kStrongRead) acquire_again(warp, access);
+  finish(warp, i, access);
 }
 
 void load_quad(Warp& warp, const Instruction& i) {
+  if (i.control) part_ways(warp);
   Access access;
   set_access(warp, i, read_touch(i), access);
   for_lanes(access.lanes, [&](uint32_t l) { set_lane(warp, i.list[0], l, read<Quad>(access.host[l])); });
-  if (access.touch == Touch::kStrongRead) acquire_again(warp, access);
+  finish(warp, i, access);
 }
 
 // A kernel's parameter at an offset that is known: `immediate` bytes into the buffer, the same for all lanes.
@@ -128,21 +136,28 @@ void copy_out(Warp& warp, const Instruction& i, const Access& access) {
 
 template <class T, class L>
 void store(Warp& warp, const Instruction& i) {
+  if (i.control) part_ways(warp);
   Access access;
   set_access(warp, i, write_touch(i), access);
   switch (i.list.size()) {
     case 1:
-      return copy_out<T, L, 1>(warp, i, access);
+      copy_out<T, L, 1>(warp, i, access);
+      break;
     case 2:
-      return copy_out<T, L, 2>(warp, i, access);
+      copy_out<T, L, 2>(warp, i, access);
+      break;
     case 4:
-      return copy_out<T, L, 4>(warp, i, access);
+      copy_out<T, L, 4>(warp, i, access);
+      break;
     default:
-      return copy_out<T, L, 8>(warp, i, access);
+      copy_out<T, L, 8>(warp, i, access);
+      break;
   }
+  finish(warp, i, access);
 }
 
 void store_quad(Warp& warp, const Instruction& i) {
+  if (i.control) part_ways(warp);
   Access access;
   set_access(warp, i, write_touch(i), access);
   for_lanes(access.must_match, [&](uint32_t l) {
@@ -152,6 +167,7 @@ void store_quad(Warp& warp, const Instruction& i) {
     const auto value = get_lane<Quad>(warp, i.list[0], l);
     std::memcpy(access.host[l], &value, sizeof value);
   });
+  finish(warp, i, access);
   if (!access.collision) return;
   for_lanes(access.lanes, [&](uint32_t l) {
     if (read<Quad>(access.host[l]) != get_lane<Quad>(warp, i.list[0], l)) refuse_collision(warp, i, access, l);
@@ -284,6 +300,7 @@ void decode_load(Decoder& d) {
   d.out.execute = offset >= 0 ? loads.parameter : loads.access;
   if (d.out.execute == nullptr) d.unknown("cannot load ." + type.name + " into these registers");
   d.out.kind = offset >= 0 ? InstructionClass::kMove : InstructionClass::kMemory;
+  d.out.control = offset < 0 && (flags & kStrong);
 }
 
 void decode_store(Decoder& d) {
@@ -320,6 +337,7 @@ void decode_store(Decoder& d) {
     }
   }
   d.out.execute = choose_store(type.bits, wide);
+  d.out.control = flags & kStrong;
   d.out.kind = InstructionClass::kMemory;
 }
 

@@ -152,8 +152,8 @@ void shift_left(Warp& warp, const Instruction& i) {
   const auto* a = warp.lanes<BitsOf<T>>(i.slot[1]);
   const uint32_t* b = warp.u32(i.slot[2]);
   write_lanes(warp.active, warp.lanes<BitsOf<T>>(i.slot[0]), [=](uint32_t lane) {
-    const BitsOf<T> n = b[lane];
-    return Stored<T>::store(static_cast<T>(n < kBits ? a[lane] << (n & (kBits - 1)) : BitsOf<T>{0}));
+    const BitsOf<T> x = a[lane], n = b[lane];
+    return Stored<T>::store(static_cast<T>(n < kBits ? x << (n & (kBits - 1)) : BitsOf<T>{0}));
   });
 }
 

@@ -226,11 +226,8 @@ void execute_wait(Warp& warp, const Instruction& i) {
     for_lanes(lanes, [&](uint32_t lane) {
       bool yes;
       if constexpr (kParity) {
-        const uint32_t parity = warp.u32(i.slot[1])[lane];
-        if (parity > 1) {
-          fault(warp, i, FaultKind::kBadArgument, "the phase parity is " + std::to_string(parity) + ", want 0 or 1",
-                static_cast<int>(lane));
-        }
+        // Bit 0 alone counts: Triton passes a bit that it extended by its sign.
+        const uint32_t parity = warp.u32(i.slot[1])[lane] & 1;
         yes = (barrier.phase & 1) != parity;
       } else {
         yes = token_phase_done(warp, i, barrier, warp.u64(i.slot[1])[lane], lane);

@@ -1,6 +1,7 @@
 #include "exec/memory_operand.h"
 
 #include <algorithm>
+#include <bit>
 
 #include "check/global_shadow.h"
 
@@ -24,7 +25,9 @@ void take_semantics(Decoder& d, uint32_t* flags) {
   if (!semantics.empty() && semantics != "weak") *flags |= kStrong;
   if (semantics == "acquire" || semantics == "acq_rel") *flags |= kAcquires;
   if (semantics == "release" || semantics == "acq_rel") *flags |= kReleases;
-  const bool scoped = !d.take_any({"cta", "cluster", "gpu", "sys"}).empty();
+  const std::string scope = d.take_any({"cta", "cluster", "gpu", "sys"});
+  const bool scoped = !scope.empty();
+  if (scope == "cta") *flags |= kNarrow;
   if (scoped && semantics == "weak") d.unknown(".weak has no scope");
 }
 
@@ -83,6 +86,19 @@ bool resolve_own_shared(Warp& warp, Access& access) {
   if (access.touch != Touch::kRead && access.touch != Touch::kStrongRead)
     block.cluster->instructions_since_progress = 0;
   return true;
+}
+
+void part_ways(Warp& warp) {
+  if (!warp.checks() || std::popcount(warp.active) < 2) return;
+  const uint64_t random = worker(warp).random();
+  if (random & 3) return;
+  const LaneMask first = warp.active & static_cast<LaneMask>(random >> 32), later = warp.active & ~first;
+  if (first == 0 || later == 0) return;
+  Group rest = warp.group();
+  rest.lanes = later;
+  rest.yielded = true;
+  warp.group().lanes = warp.active = first;
+  warp.groups.push_back(rest);
 }
 
 void acquire_again(Warp& warp, const Access& access) {

@@ -49,6 +49,7 @@ enum AccessFlag : uint32_t {
   kAcquires = 4,
   kReleases = 8,
   kStrong = 16,  // volatile, relaxed, …
+  kNarrow = 32,  // scope .cta
 };
 
 // Consumes the state space; kNone when there is none.
@@ -80,6 +81,7 @@ inline void set_access(Warp& warp, const Instruction& i, Touch touch, Access& ac
   access.lanes = warp.active;
   access.acquire = flags & kAcquires;
   access.release = flags & kReleases;
+  access.narrow = flags & kNarrow;
   load_addresses(warp, i.slot[0], flags & kWideBase, i.immediate, access);
   if (flags & kOwnBlock) {
     uint64_t ranks = 0;
@@ -89,6 +91,10 @@ inline void set_access(Warp& warp, const Instruction& i, Touch touch, Access& ac
   }
   resolve(warp, i, access);
 }
+
+// For volatile and relaxed accesses, which set `control`: lanes make progress independently, so now and then some of
+// them do the access and run ahead, and the others come later.
+void part_ways(Warp& warp);
 
 // After an atomic or strong load: another block may have published what it knows between resolve() and the load.
 void acquire_again(Warp& warp, const Access& access);

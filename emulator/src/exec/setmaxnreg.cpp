@@ -4,10 +4,34 @@
 #include "core/program_builder.h"
 
 namespace vgpu {
+
+// All warps of a warpgroup execute the same setmaxnreg.
+void check_register_changes_at_exit(Warp& warp) {
+  const auto& warps = warp.block->warps;
+  const uint32_t first = warp.index / 4 * 4;
+  for (uint32_t k = first; k < first + 4 && k < warps.size(); ++k) {
+    if (warps[k]->alive != 0) return;  // the last of them compares
+  }
+  for (uint32_t k = first; k < first + 4 && k < warps.size(); ++k) {
+    Warp& other = *warps[k];
+    if (other.register_changes <= warp.register_changes) continue;
+    fault(other, other.program->code[other.last_register_change], FaultKind::kDivergentCollective,
+          "only some warps of the warpgroup execute it: warp " + std::to_string(warp.index) + " did not");
+  }
+  for (uint32_t k = first; k < first + 4 && k < warps.size(); ++k) {
+    if (warps[k]->register_changes < warp.register_changes) {
+      fault(warp, warp.program->code[warp.last_register_change], FaultKind::kDivergentCollective,
+            "only some warps of the warpgroup execute it: warp " + std::to_string(k) + " did not");
+    }
+  }
+}
+
 namespace {
 
 void execute(Warp& warp, const Instruction& i) {
   if (!converged(warp, i)) return;
+  ++warp.register_changes;
+  warp.last_register_change = i.index;
   advance(warp);
 }
 

@@ -12,7 +12,7 @@ namespace {
 
 // Sums of polynomials, highest term first.
 template <size_t kTerms>
-double polynomial(const std::array<double, kTerms>& coefficients, double x) {
+[[gnu::always_inline]] inline double polynomial(const std::array<double, kTerms>& coefficients, double x) {
   double sum = coefficients[kTerms - 1];
   for (size_t k = kTerms - 1; k-- > 0;) sum = sum * x + coefficients[k];
   return sum;
@@ -34,7 +34,7 @@ constexpr std::array<double, 12> kLog2Terms = [] {
 }();
 
 // To some 2^-50, for whatever may become a float. Libraries are as exact, but do not work on many lanes at once.
-double exp2_of(double x) {
+[[gnu::always_inline]] inline double exp2_of(double x) {
   const double bounded = std::min(std::max(x, -300.0), 300.0);
   // Adding it leaves the nearest integer in the lowest bits.
   constexpr double kRound = 0x1.8p52;
@@ -45,7 +45,7 @@ double exp2_of(double x) {
 }
 
 // x is a float, so that it is no subnormal double.
-double log2_of(double x) {
+[[gnu::always_inline]] inline double log2_of(double x) {
   constexpr uint64_t kRootOfHalf = 0x3fe6a09e667f3bcd;
   const uint64_t u = bits_of(x);
   // The mantissa is moved to between √½ and √2.
@@ -60,7 +60,7 @@ double log2_of(double x) {
   return x > 0 && x < infinity ? logarithm : special;
 }
 
-double tanh_of(double x) {
+[[gnu::always_inline]] inline double tanh_of(double x) {
   const double square = x * x;
   const double near_zero = x * (1 + square * (-1.0 / 3 + square * (2.0 / 15)));
   const double away = 1 - 2 / (exp2_of(std::abs(x) * (2 / kLn2)) + 1);
@@ -69,15 +69,15 @@ double tanh_of(double x) {
 
 struct Exp2 {
   static constexpr int kSources = 1;
-  static float apply(float x) { return static_cast<float>(exp2_of(x)); }
+  [[gnu::always_inline]] static float apply(float x) { return static_cast<float>(exp2_of(x)); }
 };
 struct Log2 {
   static constexpr int kSources = 1;
-  static float apply(float x) { return static_cast<float>(log2_of(x)); }
+  [[gnu::always_inline]] static float apply(float x) { return static_cast<float>(log2_of(x)); }
 };
 struct Tanh {
   static constexpr int kSources = 1;
-  static float apply(float x) { return static_cast<float>(tanh_of(x)); }
+  [[gnu::always_inline]] static float apply(float x) { return static_cast<float>(tanh_of(x)); }
 };
 struct Sine {
   static constexpr int kSources = 1;

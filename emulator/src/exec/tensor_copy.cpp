@@ -149,6 +149,10 @@ void store_lane(Warp& warp, const Instruction& i, uint32_t lane) {
   check_rows(warp, i, *box, *rows, reduction == AsyncReduction::kNone ? Touch::kWrite : Touch::kAtomic, lane);
   count_bytes(warp, i, bytes);
   AsyncOperation& operation = add_bulk_store(warp, i, lane, source, bytes);
+  for (const BoxRow& row : *rows) {
+    if (reduction != AsyncReduction::kNone || row.first == row.last) continue;
+    note_unawaited_write(warp, operation, row.address, uint64_t{row.last - row.first} * box->element_bytes());
+  }
   auto data = std::make_shared<std::vector<std::byte>>(bytes);
   operation.read_source = [source, box, data] {
     const uint32_t row = box->row_bytes();

@@ -1,4 +1,5 @@
 // tensormap.replace and tensormap.cp_fenceproxy: tensor maps that kernels change, and fence.proxy.tensormap.
+#include <algorithm>
 #include <bit>
 #include <cstring>
 
@@ -86,6 +87,9 @@ void execute_replace(Warp& warp, const Instruction& i) {
     last = address;
     TensorMap map;
     std::memcpy(&map, bytes, sizeof map);
+    // Kernels make maps out of zeros: an empty map, each of whose fields they then replace.
+    const bool zeros = std::all_of(bytes, bytes + sizeof map, [](std::byte b) { return b == std::byte{0}; });
+    if (zeros) map.magic = TensorMap::kMagic;
     std::string why = map.magic == TensorMap::kMagic ? "" : "these 128 bytes are no tensor map";
     const bool wide = i.extra[3] == kGlobalAddress || i.extra[3] == kGlobalStride;
     const uint64_t value = wide ? warp.u64(i.slot[1])[lane] : warp.u32(i.slot[1])[lane];

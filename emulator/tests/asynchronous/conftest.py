@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,18 @@ def completion(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+@cache
+def _compiled(name: str) -> Path:
+    return emulator.compile_cuda(Path(__file__).parent / f"{name}.cu", "sm_90a")
+
+
 @pytest.fixture
 def load_cuda() -> Callable[..., Any]:
-    """load_cuda("tensor_copies", seed=1, completion="lifo"): the module of tensor_copies.cu on a GPU of its own."""
+    """load_cuda("tensor_copies", seed=1, completion="lifo"): the module of tensor_copies.cu on an H100 of its own."""
     if emulator.nvcc() is None:
         pytest.skip("no nvcc: set CUDA_HOME, put it on PATH, or install the wheel nvidia-cuda-nvcc")
 
-    def load(name: str, chip: str = "H100", **options: Any) -> Any:
-        gpu = emulator.Gpu(chip, **options)
-        arch = {"H100": "sm_90a", "A100": "sm_80"}[chip]
-        return gpu.load(emulator.compile_cuda(Path(__file__).parent / f"{name}.cu", arch))
+    def load(name: str, **options: Any) -> Any:
+        return emulator.Gpu("H100", **options).load(_compiled(name))
 
     return load

@@ -1,26 +1,7 @@
 // Tensor copies of every rank. Shared memory is shown byte by byte, so that tests see where each element lies.
 #include <cuda.h>
 
-#include <cstdint>
-
-#define DEVICE __device__ __forceinline__
-
-DEVICE uint32_t shared_address(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
-
-DEVICE void mbarrier_init(uint32_t bar, uint32_t count) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(bar), "r"(count) : "memory");
-}
-
-DEVICE void mbarrier_expect(uint32_t bar, uint32_t bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(bar), "r"(bytes) : "memory");
-}
-
-DEVICE void mbarrier_wait(uint32_t bar, uint32_t parity) {
-  asm volatile(
-      "{\n.reg .pred done;\nAGAIN:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@!done bra AGAIN;\n}" ::"r"(bar),
-      "r"(parity)
-      : "memory");
-}
+#include "ptx.cuh"
 
 struct Coordinates {
   int32_t at[5];
@@ -68,16 +49,16 @@ extern "C" __global__ void load_box(const __grid_constant__ CUtensorMap map, int
   __shared__ alignas(8) uint64_t bar;
   const uint32_t base = ((shared_address(shared) + 1023) & ~1023u) + skew;
   if (threadIdx.x == 0) {
-    mbarrier_init(shared_address(&bar), 1);
+    mbarrier_init(&bar, 1);
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
     asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
   }
   __syncthreads();
   if (threadIdx.x == 0) {
-    mbarrier_expect(shared_address(&bar), bytes);
+    mbarrier_expect(&bar, bytes);
     load(rank, base, &map, c, shared_address(&bar));
   }
-  mbarrier_wait(shared_address(&bar), 0);
+  mbarrier_wait(&bar, 0);
   for (int k = threadIdx.x; k < bytes; k += blockDim.x) out[k] = shared[base - shared_address(shared) + k];
 }
 
@@ -126,9 +107,9 @@ extern "C" __global__ void multicast_box(const __grid_constant__ CUtensorMap map
   asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(blocks));
   const int slice = rows * row_bytes;
   if (threadIdx.x == 0) {
-    mbarrier_init(shared_address(&bar), 1);
+    mbarrier_init(&bar, 1);
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-    mbarrier_expect(shared_address(&bar), slice * blocks);
+    mbarrier_expect(&bar, slice * blocks);
   }
   asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
@@ -140,7 +121,7 @@ extern "C" __global__ void multicast_box(const __grid_constant__ CUtensorMap map
         "l"(&map), "r"(shared_address(&bar)), "r"(0), "r"(rank * rows), "h"(all)
         : "memory");
   }
-  mbarrier_wait(shared_address(&bar), 0);
+  mbarrier_wait(&bar, 0);
   for (int k = threadIdx.x; k < slice * blocks; k += blockDim.x) out[blockIdx.x * slice * blocks + k] = shared[k];
   asm volatile("barrier.cluster.arrive.aligned;" ::: "memory");
   asm volatile("barrier.cluster.wait.aligned;" ::: "memory");
@@ -174,7 +155,7 @@ extern "C" __global__ void remade_map(const __grid_constant__ CUtensorMap map, M
     asm volatile("tensormap.replace.tile.interleave_layout.shared::cta.b1024.b32 [%0], 0;" ::"r"(to) : "memory");
     asm volatile("tensormap.replace.tile.swizzle_mode.shared::cta.b1024.b32 [%0], 0;" ::"r"(to) : "memory");
     asm volatile("tensormap.replace.tile.fill_mode.shared::cta.b1024.b32 [%0], 0;" ::"r"(to) : "memory");
-    mbarrier_init(mbar, 1);
+    mbarrier_init(&bar, 1);
   }
   __syncwarp();
   if (threadIdx.x < 32) {
@@ -186,14 +167,14 @@ extern "C" __global__ void remade_map(const __grid_constant__ CUtensorMap map, M
   __syncthreads();
   if (threadIdx.x == 0) {
     if (broken != 1) asm volatile("fence.proxy.tensormap::generic.acquire.gpu [%0], 128;" ::"l"(place) : "memory");
-    mbarrier_expect(mbar, columns * rows * 4);
+    mbarrier_expect(&bar, columns * rows * 4);
     asm volatile(
         "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%3, %3}], [%2];" ::"r"(
             shared_address(box)),
         "l"(place), "r"(mbar), "r"(0)
         : "memory");
   }
-  mbarrier_wait(mbar, 0);
+  mbarrier_wait(&bar, 0);
   for (int k = threadIdx.x; k < columns * rows; k += blockDim.x) out[k] = box[k];
 }
 
@@ -206,9 +187,9 @@ extern "C" __global__ void moved_map(CUtensorMap* map, float* array, float* out)
     asm volatile("tensormap.replace.tile.global_address.global.b1024.b64 [%0], %1;" ::"l"(map), "l"(array) : "memory");
     asm volatile("fence.proxy.tensormap::generic.release.gpu;" ::: "memory");
     asm volatile("fence.proxy.tensormap::generic.acquire.gpu [%0], 128;" ::"l"(map) : "memory");
-    mbarrier_init(mbar, 1);
+    mbarrier_init(&bar, 1);
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-    mbarrier_expect(mbar, 128);
+    mbarrier_expect(&bar, 128);
     asm volatile(
         "cp.async.bulk.prefetch.tensor.1d.L2.global.tile [%0, {%1}];" ::"l"(map), "r"(0)
         : "memory");
@@ -216,7 +197,7 @@ extern "C" __global__ void moved_map(CUtensorMap* map, float* array, float* out)
                      shared_address(box)),
                  "l"(map), "r"(mbar), "r"(0)
                  : "memory");
-    mbarrier_wait(mbar, 0);
+    mbarrier_wait(&bar, 0);
   }
   __syncthreads();
   out[threadIdx.x] = box[threadIdx.x];

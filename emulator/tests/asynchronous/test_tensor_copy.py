@@ -171,7 +171,7 @@ def test_moved_map(load_cuda: Callable[..., Any]) -> None:
     kernel = load_cuda("tensor_copies")["moved_map"]
     gpu = kernel.gpu
     old, new = gpu.zeros(32), gpu.array(np.arange(32, dtype=np.float32))
-    place = gpu.array(np.frombuffer(emulator.TensorMap(old, (32,)).data, np.uint8))
+    place = gpu.array(emulator.TensorMap(old, (32,)).storage)
     out = np.zeros(32, np.float32)
     kernel(1, 32, place, new, out)
     assert_array_equal(out, new)

@@ -57,4 +57,6 @@ def check(case: Case, rows: list[tuple[int, ...]], wanted: Callable[..., int]) -
     numbers = [[value(x, t) for x in column] for column, t in zip(columns, case.sources, strict=True)]
     for row, source, result in zip(zip(*numbers, strict=True), rows, got, strict=True):
         expected = wanted(*row) & ((1 << width) - 1)
-        assert int(result) == expected, f"{case.text} of {[hex(x) for x in source]}: got {result:#x}, want {expected:#x}"
+        assert int(result) == expected, (
+            f"{case.text} of {[hex(x) for x in source]}: got {result:#x}, want {expected:#x}"
+        )

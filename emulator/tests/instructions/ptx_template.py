@@ -101,7 +101,9 @@ class Sheet:
         done = subprocess.run(command, input=self.ptx, capture_output=True, text=True)
         lines = self.ptx.splitlines()
         wrong = [
-            f"{message}\n    {lines[int(message.split('line ')[1].split(';')[0]) - 1].strip()}" if "line " in message else message
+            f"{message}\n    {lines[int(message.split('line ')[1].split(';')[0]) - 1].strip()}"
+            if "line " in message
+            else message
             for message in done.stderr.splitlines()
         ]
         assert done.returncode == 0, "\n".join(wrong[:40])

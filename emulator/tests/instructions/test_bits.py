@@ -17,9 +17,7 @@ EXTRACTIONS = [SHEET.add(f"bfe.{t} d, a, b, c", t, t, "b32", "b32") for t in ("u
 INSERTIONS = [SHEET.add(f"bfi.{t} d, a, b, c, e", t, t, t, "b32", "b32") for t in ("b32", "b64")]
 FNS = SHEET.add("fns.b32 d, a, b, c", "b32", "b32", "b32", "s32")
 MASKS = [SHEET.add(f"bmsk.{mode}.b32 d, a, b", "b32", "b32", "b32") for mode in ("clamp", "wrap")]
-EXTENSIONS = [
-    SHEET.add(f"szext.{mode}.{t} d, a, b", t, t, "b32") for mode in ("clamp", "wrap") for t in ("u32", "s32")
-]
+EXTENSIONS = [SHEET.add(f"szext.{mode}.{t} d, a, b", t, t, "b32") for mode in ("clamp", "wrap") for t in ("u32", "s32")]
 POSITIONS = [0, 1, 5, 15, 16, 31, 32, 33, 40, 63, 64, 65, 200, 255, 256, 261, 0xFFFFFFFF]
 
 

@@ -139,9 +139,7 @@ def decoded(form: Format, ftz: bool, *sources: int) -> list[Value]:
 def test_floats(op: str, ftz: str, type_name: str, case: Case) -> None:
     """NaN, signed zeros, infinities, subnormals."""
     form = FORMAT[type_name]
-    integers.check(
-        case, float_pairs(type_name), lambda a, b: int(float_compare(op, *decoded(form, bool(ftz), a, b)))
-    )
+    integers.check(case, float_pairs(type_name), lambda a, b: int(float_compare(op, *decoded(form, bool(ftz), a, b))))
 
 
 @pytest.mark.parametrize(("combine", "bang", "case"), COMBINED, ids=str)

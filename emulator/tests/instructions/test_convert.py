@@ -57,7 +57,9 @@ def float_numbers(type_name: str) -> list[int]:
 
 def compare(case: Case, sources: list[tuple[int, ...]], wanted: list[int]) -> None:
     """Names the first difference."""
-    columns = [np.array(column, dtype_of(t)) for column, t in zip(zip(*sources, strict=True), case.sources, strict=True)]
+    columns = [
+        np.array(column, dtype_of(t)) for column, t in zip(zip(*sources, strict=True), case.sources, strict=True)
+    ]
     got = case(*columns)
     for row, result, expected in zip(sources, got, wanted, strict=True):
         assert int(result) == expected, f"{case.text} of {[hex(x) for x in row]}: got {result:#x}, want {expected:#x}"
@@ -135,7 +137,9 @@ FROM_INTEGERS = [
 def test_integer_to_float(to: str, source: str, mode: str, case: Case) -> None:
     """All roundings, overflow of f16."""
     rows = integers.interesting(bits_of(case.sources[0]), more=60)
-    rows += [(1 << k) + d for k in range(8, bits_of(source)) for d in (1, (1 << max(k - 11, 0)), (3 << max(k - 25, 0)) + 1)]
+    rows += [
+        (1 << k) + d for k in range(8, bits_of(source)) for d in (1, (1 << max(k - 11, 0)), (3 << max(k - 25, 0)) + 1)
+    ]
     numbers = [integers.value(x, source) for x in rows]
     wanted = [exact.encode(Value(n < 0, Fraction(abs(n))), FORMAT[to], mode) for n in numbers]
     compare(case, [(x,) for x in rows], wanted)
@@ -155,7 +159,11 @@ def between_floats() -> list[tuple[str, str, str, str, Case]]:
             flags = [""]
             if "f32" in (to, source) and "bf16" not in (to, source):
                 flags.append(".ftz")
-            if to in ("f32", "f16", "f64") and source in ("f32", "f16", "f64") and (to == source) == (mode in ("", *INTEGRAL)):
+            if (
+                to in ("f32", "f16", "f64")
+                and source in ("f32", "f16", "f64")
+                and (to == source) == (mode in ("", *INTEGRAL))
+            ):
                 flags.append(".sat")
             if to in ("f16", "bf16") and source == "f32" and mode in ("rn", "rz"):
                 flags += [".relu", ".satfinite", ".relu.satfinite"]
@@ -331,9 +339,7 @@ def test_all_float8(source: str, relu: str, case: Case) -> None:
     np.testing.assert_array_equal(case(every), one[every & 0xFF] | one[every >> 8] << 16)
 
 
-PACKS = [
-    (to, SHEET.add(f"cvt.pack.sat.{to}.s32 d, a, b", "b32", "b32", "b32")) for to in ("u16", "s16")
-] + [
+PACKS = [(to, SHEET.add(f"cvt.pack.sat.{to}.s32 d, a, b", "b32", "b32", "b32")) for to in ("u16", "s16")] + [
     (to, SHEET.add(f"cvt.pack.sat.{to}.s32.b32 d, a, b, c", "b32", "b32", "b32", "b32"))
     for to in ("u8", "s8", "u4", "s4", "u2", "s2")
 ]
@@ -355,9 +361,12 @@ def test_pack(to: str, case: Case) -> None:
 
 def test_formats() -> None:
     """The reference itself: some known numbers."""
+
     def number(bits: int, form: Format) -> float:
         return float(exact.decode(bits, form).number)
 
-    assert number(0x7E, E4M3) == 448 and number(0x7B, E5M2) == 57344 and number(1, E4M3) == 2**-9
+    assert number(0x7E, E4M3) == 448
+    assert number(0x7B, E5M2) == 57344
+    assert number(1, E4M3) == 2**-9
     assert exact.encode(exact.decode(0x3DCCCCCD, F32), F16) == 0x2E66
     assert exact.encode(exact.decode(0x3DCCCCCD, F32), BF16) == 0x3DCD

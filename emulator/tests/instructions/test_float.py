@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from emulator.tests.instructions import exact
-from emulator.tests.instructions.exact import F32, F64, Format, Value
+from emulator.tests.instructions.exact import F32, F64, Value
 from emulator.tests.instructions.ptx_template import Case, Sheet, dtype_of
 
 SHEET = Sheet()
@@ -42,7 +42,7 @@ def cases() -> list[tuple[str, str, str, bool, bool, Case]]:
         for mode in ROUNDINGS:
             for type_name in ("f32", "f64"):
                 for ftz, sat in itertools.product([False, True], repeat=2):
-                    if type_name == "f64" and (ftz or sat) or sat and name in ("div", "rcp", "sqrt"):
+                    if (type_name == "f64" and (ftz or sat)) or (sat and name in ("div", "rcp", "sqrt")):
                         continue
                     opcode = f"{name}.{mode}{'.ftz' if ftz else ''}{'.sat' if sat else ''}.{type_name}"
                     text = f"{opcode} {', '.join('dabc'[: sources + 1])}"
@@ -53,9 +53,15 @@ def cases() -> list[tuple[str, str, str, bool, bool, Case]]:
 
 CASES = cases()
 ADD_PLAIN = [SHEET.add(f"{op}.f32 d, a, b", "f32", "f32", "f32") for op in ("add", "sub", "mul")]
-QUICK = [SHEET.add(f"div.{form}{ftz}.f32 d, a, b", "f32", "f32", "f32") for form in ("approx", "full") for ftz in ("", ".ftz")]
+QUICK = [
+    SHEET.add(f"div.{form}{ftz}.f32 d, a, b", "f32", "f32", "f32")
+    for form in ("approx", "full")
+    for ftz in ("", ".ftz")
+]
 SIGNS = [
-    SHEET.add(f"{op}{ftz}.{t} d, a", t, t) for op in ("abs", "neg") for t, ftz in (("f32", ""), ("f32", ".ftz"), ("f64", ""))
+    SHEET.add(f"{op}{ftz}.{t} d, a", t, t)
+    for op in ("abs", "neg")
+    for t, ftz in (("f32", ""), ("f32", ".ftz"), ("f64", ""))
 ]
 EXTREMES = [
     SHEET.add(f"{op}{ftz}{nan}{xor}.f32 d, a, b", "f32", "f32", "f32")
@@ -143,7 +149,9 @@ def compare(got: np.ndarray, wanted: np.ndarray, inputs: list[np.ndarray], type_
         same |= exact.is_nan(got, F64) & exact.is_nan(wanted, F64)
     if not same.all():
         k = int(np.argmin(same))
-        raise AssertionError(f"{[hex(x[k]) for x in inputs]}: got {got[k]:#x}, want {wanted[k]:#x}; {(~same).sum()} wrong")
+        raise AssertionError(
+            f"{[hex(x[k]) for x in inputs]}: got {got[k]:#x}, want {wanted[k]:#x}; {(~same).sum()} wrong"
+        )
 
 
 @pytest.mark.parametrize("case", ADD_PLAIN, ids=str)

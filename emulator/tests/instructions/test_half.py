@@ -67,7 +67,7 @@ OPERATIONS: dict[str, Operation] = {
 def cases() -> list[tuple[str, str, str, bool, Case]]:
     """Operation, its flags, the type of one value, whether two are packed, and the kernel."""
     found = []
-    for (name, type_name, packed) in itertools.product(OPERATIONS, FORMAT, [False, True]):
+    for name, type_name, packed in itertools.product(OPERATIONS, FORMAT, [False, True]):
         flags = [""]
         if type_name == "f16":
             flags.append(".ftz")
@@ -144,7 +144,10 @@ def test_values(name: str, flag: str, type_name: str, packed: bool, case: Case) 
     if packed:
         table = table[::3] + table[1::7]
         other = [table[(7 * k + 3) % len(table)] for k in range(len(table))]
-        columns = [[x | y << 16 for x, y in zip(p, q, strict=True)] for p, q in zip(zip(*table), zip(*other), strict=True)]
+        columns = [
+            [x | y << 16 for x, y in zip(p, q, strict=True)]
+            for p, q in zip(zip(*table, strict=True), zip(*other, strict=True), strict=True)
+        ]
     else:
         other, columns = [], [list(column) for column in zip(*table, strict=True)]
     got = case(*(np.array(c) for c in columns))

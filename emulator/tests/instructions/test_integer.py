@@ -194,16 +194,12 @@ WIDE_PRODUCT = SHEET.add(
 CARRIES = [
     # The carry out of a + b + carry in, where the carry in comes from e + e.
     (
-        SHEET.add(
-            "add.cc.u32 %w, c, c; addc.cc.u32 %w, a, b; addc.u32 d, 0, 0", "b32", "b32", "b32", "b32"
-        ),
+        SHEET.add("add.cc.u32 %w, c, c; addc.cc.u32 %w, a, b; addc.u32 d, 0, 0", "b32", "b32", "b32", "b32"),
         lambda a, b, c: a + b + (c >> 31) >> 32,
     ),
     # The borrow of a − b − borrow in.
     (
-        SHEET.add(
-            "sub.cc.u32 %w, 0, c; subc.cc.u32 %w, a, b; subc.u32 d, 0, 0", "b32", "b32", "b32", "b32"
-        ),
+        SHEET.add("sub.cc.u32 %w, 0, c; subc.cc.u32 %w, a, b; subc.u32 d, 0, 0", "b32", "b32", "b32", "b32"),
         lambda a, b, c: -1 if a - b - (c != 0) < 0 else 0,
     ),
     (
@@ -237,3 +233,41 @@ def test_chains() -> None:
     check(WIDE_SUM, combinations(*pools[:2]), lambda a, b: a + b)
     check(WIDE_DIFFERENCE, combinations(*pools[:2]), lambda a, b: a - b)
     check(WIDE_PRODUCT, combinations(*pools), lambda a, b, c: a * b + c)
+
+
+VIDEO = [
+    SHEET.add(f"{op}{parts}.{types}{flag} d, a, b, c", "b32", "b32", "b32", "b32")
+    for op in ("vadd", "vsub", "vabsdiff", "vmin", "vmax")
+    for parts in (2, 4)
+    for types in ("u32.u32.u32", "s32.s32.s32", "s32.u32.s32")
+    for flag in ("", ".sat", ".add")
+]
+
+
+@pytest.mark.parametrize("case", VIDEO, ids=str)
+def test_video(case: Case) -> None:
+    """Two or four integers in a register; their sum with .add."""
+    opcode, result, ta, tb, *flags = case.text.split(" ")[0].split(".")
+    width = 32 // int(opcode[-1])
+    operation: Wanted = {
+        "vadd": lambda x, y: x + y,
+        "vsub": lambda x, y: x - y,
+        "vabsdiff": lambda x, y: abs(x - y),
+        "vmin": min,
+        "vmax": max,
+    }[opcode[:-1]]
+
+    def wanted(a: int, b: int, c: int) -> int:
+        parts = [
+            operation(
+                value(a >> k & (1 << width) - 1, f"{ta[0]}{width}"), value(b >> k & (1 << width) - 1, f"{tb[0]}{width}")
+            )
+            for k in range(0, 32, width)
+        ]
+        if flags == ["add"]:
+            return c + sum(parts)
+        if flags == ["sat"]:
+            parts = [clamp(x, f"{result[0]}{width}") for x in parts]
+        return sum((x & (1 << width) - 1) << k * width for k, x in enumerate(parts))
+
+    check(case, combinations(*(interesting(32, seed=k, more=12) for k in range(3)), most=600), wanted)

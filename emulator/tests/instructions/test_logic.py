@@ -35,7 +35,9 @@ LOP3_PREDICATE = [
 SHL = [SHEET.add(f"shl.{t} d, a, b", t, t, "b32") for t in WIDTHS]
 SHR = [SHEET.add(f"shr.{s}{w} d, a, b", f"{s}{w}", f"{s}{w}", "b32") for s in "bus" for w in (16, 32, 64)]
 SHF = [
-    SHEET.add(f"shf.{way}.{mode}.b32 d, a, b, c", "b32", "b32", "b32", "b32") for way in "lr" for mode in ("clamp", "wrap")
+    SHEET.add(f"shf.{way}.{mode}.b32 d, a, b, c", "b32", "b32", "b32", "b32")
+    for way in "lr"
+    for mode in ("clamp", "wrap")
 ]
 AMOUNTS = [0, 1, 7, 15, 16, 17, 31, 32, 33, 63, 64, 65, 1 << 31, 0xFFFFFFFF]
 BY_CONSTANT = [

@@ -28,9 +28,7 @@ REVERSALS = [
     (
         32,
         8,
-        SHEET.add(
-            ".reg .b8 %b<4>; mov.b32 {%b0, %b1, %b2, %b3}, a; mov.b32 d, {%b3, %b2, %b1, %b0}", "b32", "b32"
-        ),
+        SHEET.add(".reg .b8 %b<4>; mov.b32 {%b0, %b1, %b2, %b3}, a; mov.b32 d, {%b3, %b2, %b1, %b0}", "b32", "b32"),
     ),
     (16, 8, SHEET.add(".reg .b8 %b<2>; mov.b16 {%b0, %b1}, a; mov.b16 d, {%b1, %b0}", "b16", "b16")),
 ]
@@ -45,7 +43,11 @@ WIDE = SHEET.add(
 PRMT = SHEET.add("prmt.b32 d, a, b, c", "b32", "b32", "b32", "b32")
 MODES = ["f4e", "b4e", "rc8", "ecl", "ecr", "rc16"]
 PRMT_MODES = [(mode, SHEET.add(f"prmt.b32.{mode} d, a, b, c", "b32", "b32", "b32", "b32")) for mode in MODES]
-THREADS = SHEET.add("mov.u32 %w, %ntid.x; mov.u32 %w1, %ctaid.x; mov.u32 %w2, %tid.x; mad.lo.u32 d, %w, %w1, %w2", "b32", "b32")
+THREADS = SHEET.add(
+    "mov.u32 %w, %ntid.x; mov.u32 %w1, %ctaid.x; mov.u32 %w2, %tid.x; mad.lo.u32 d, %w, %w1, %w2",
+    "b32",
+    "b32",
+)
 NARROW_SPECIAL = SHEET.add("mov.u16 d, %tid.x", "b16", "b16")
 LANES = SHEET.add("mov.u32 %w, %laneid; mov.u32 %w1, %lanemask_lt; popc.b32 %w1, %w1; sub.u32 d, %w, %w1", "b32", "b32")
 CLOCKS = [
@@ -70,7 +72,8 @@ IS_SPACE = [
 IS_GLOBAL = [(asked, SHEET.add(f"isspacep.{asked} d, a", "pred", "b64")) for asked in SPACES]
 ROUND_TRIPS = [
     SHEET.add(
-        f".{space} .b32 there_{space}; mov.u64 %x, there_{space}; cvta.{space}.u64 %x1, %x; cvta.to.{space}.u64 %x2, %x1;"
+        f".{space} .b32 there_{space}; mov.u64 %x, there_{space}; cvta.{space}.u64 %x1, %x;"
+        f"cvta.to.{space}.u64 %x2, %x1;"
         "sub.u64 %x, %x, %x2; st.b32 [%x1], a; ld.b32 %w, [%x1]; cvt.u32.u64 %w1, %x; sub.u32 d, %w, %w1",
         "b32",
         "b32",
@@ -164,7 +167,8 @@ def test_special_registers() -> None:
 @pytest.mark.parametrize("case", CLOCKS, ids=str)
 def test_clocks(case: Case) -> None:
     """Time goes on."""
-    assert (case.sheet.module[case.name] is not None) and clock_difference(case) < 1 << 31
+    assert case.sheet.module[case.name] is not None
+    assert clock_difference(case) < 1 << 31
 
 
 def clock_difference(case: Case) -> int:

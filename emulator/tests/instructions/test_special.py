@@ -41,7 +41,12 @@ FLOATS = [
     if name != "tanh" or not ftz
 ]
 HALVES = [
-    (name, type_name, packed, SHEET.add(f"{name}.approx{ftz}.{type_name}{'x2' if packed else ''} d, a", register, register))
+    (
+        name,
+        type_name,
+        packed,
+        SHEET.add(f"{name}.approx{ftz}.{type_name}{'x2' if packed else ''} d, a", register, register),
+    )
     for name, type_name, ftz in (
         ("ex2", "f16", ""),
         ("ex2", "bf16", ".ftz"),
@@ -113,7 +118,9 @@ def test_floats(name: str, ftz: str, case: Case) -> None:
     """Edge values, and numbers over the range where the function is neither 0 nor infinite."""
     random = np.random.default_rng(8)
     usual = np.concatenate([random.uniform(-130, 130, 2000), random.uniform(-8, 8, 2000), np.arange(-150, 130)])
-    bits = np.concatenate([usual.astype(np.float32).view(np.uint32), np.array(exact.interesting(F32, more=500), np.uint32)])
+    bits = np.concatenate(
+        [usual.astype(np.float32).view(np.uint32), np.array(exact.interesting(F32, more=500), np.uint32)]
+    )
     if name in ("sin", "cos"):
         # Beyond that their argument's last place is more than a period.
         bits = bits[~(np.abs(bits.view(np.float32)) > 2.0**24) | ~np.isfinite(bits.view(np.float32))]
@@ -152,4 +159,5 @@ def test_doubles(name: str, error: float, case: Case) -> None:
 
 def test_registers_have_the_formats_width() -> None:
     """The helper that the cases rely on."""
-    assert bits_of("f64") == 64 and dtype_of("bf16") is np.uint16
+    assert bits_of("f64") == 64
+    assert dtype_of("bf16") is np.uint16

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 
-__all__ = ["BYTES", "decode", "encode", "encode_nearest", "grid_values", "is_integer", "random_values"]
+__all__ = ["BYTES", "Make", "decode", "encode", "encode_nearest", "grid_values", "is_integer", "random_values"]
+
+Make = Callable[[np.random.Generator, tuple[int, ...], str], np.ndarray]  # values of a shape and type
 
 _TORCH = {
     "f16": torch.float16,

@@ -22,7 +22,7 @@ Where = Callable[[int, int], tuple[int, int]]  # (lane, i) to (row, column)
 class Fragment(NamedTuple):
     """One operand: how many elements a lane holds, and where they are."""
 
-    count: int
+    per_lane: int
     where: Where
 
 
@@ -134,7 +134,7 @@ def wgmma_d(n: int) -> Fragment:
 
 
 def _places(fragment: Fragment) -> tuple[np.ndarray, np.ndarray]:
-    where = np.array([[fragment.where(lane, i) for i in range(fragment.count)] for lane in range(LANES)])
+    where = np.array([[fragment.where(lane, i) for i in range(fragment.per_lane)] for lane in range(LANES)])
     return where[..., 0], where[..., 1]
 
 
@@ -148,7 +148,7 @@ def pack(bits: np.ndarray, fragment: Fragment) -> np.ndarray:
 
 def unpack(registers: np.ndarray, fragment: Fragment, shape: tuple[int, int], bits: type) -> np.ndarray:
     """The way back."""
-    elements = np.ascontiguousarray(np.swapaxes(registers, -1, -2)).view(bits)
+    elements: np.ndarray = np.ascontiguousarray(np.swapaxes(registers, -1, -2)).view(bits)
     rows, columns = _places(fragment)
     matrix = np.zeros((*registers.shape[:-2], *shape), bits)
     matrix[..., rows, columns] = elements

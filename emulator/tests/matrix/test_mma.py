@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -67,7 +68,7 @@ def source(form: Form) -> str:
     a, b = fragments.mma_fragments(form.m, form.k, form.a)
     c = fragments.accumulator(form.m)
     bits = 64 if form.a == "f64" else 32
-    count = {"a": registers(a.count, form.a), "b": registers(b.count, form.b), "c": registers(c.count, form.d)}
+    count = {"a": registers(a.per_lane, form.a), "b": registers(b.per_lane, form.b), "c": registers(c.per_lane, form.d)}
     count["d"] = count["c"]
     operands = ", ".join(ptx_text.names(x, count[x]) for x in "dabc")
     body = "".join(ptx_text.load_registers(x, x, count[x], bits) for x in "abc")
@@ -82,7 +83,7 @@ def text(target: str) -> str:
     return ptx_text.module([source(form) for form in FORMS if form.target == target], target)
 
 
-def run(form: Form, a: np.ndarray, b: np.ndarray, c: np.ndarray, **options: object) -> np.ndarray:
+def run(form: Form, a: np.ndarray, b: np.ndarray, c: np.ndarray, **options: Any) -> np.ndarray:
     """D of a batch of products, as values."""
     chip = {"sm_80": "A100", "sm_89": "H100", "sm_90": "H100"}[form.target]
     gpu = emulator.Gpu(chip, **options)
@@ -100,7 +101,7 @@ def run(form: Form, a: np.ndarray, b: np.ndarray, c: np.ndarray, **options: obje
     return formats.decode(bits, form.d)
 
 
-def operands(form: Form, make: object, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def operands(form: Form, make: formats.Make, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     rng = np.random.default_rng(seed)
     return (
         make(rng, (TRIALS, form.m, form.k), form.a),
@@ -195,7 +196,7 @@ def test_special_values() -> None:
     ],
 )
 def test_refused(instruction: str, kind: int) -> None:
-    body = instruction.replace("a,", "%a,").replace("a}", "%a}").replace(" a,", " %a,")
+    body = re.sub(r"\ba(?=[,}])", "%a", instruction)
     source = ptx_text.kernel("k", body, pointers="o", registers=[".reg .b32 %a;"])
     text = f".version 8.8\n.target sm_90a\n.address_size 64\n{source}"
     out = np.zeros(1, np.uint32)

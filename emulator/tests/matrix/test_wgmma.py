@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,8 +44,16 @@ FORMS = list(dict.fromkeys(FORMS))
 
 
 @cache
-def text() -> str:
-    return ptx_text.module([wgmma_kernels.source(form) for form in FORMS], "sm_90a", shared=True)
+def check_all() -> None:
+    """Lets ptxas see all kernels, at once."""
+    ptx_text.module([wgmma_kernels.source(form) for form in FORMS], "sm_90a", shared=True)
+
+
+@cache
+def text(form: Form) -> str:
+    assert form in FORMS
+    check_all()
+    return ptx_text.module(wgmma_kernels.source(form), "sm_90a", shared=True, check=False)
 
 
 def layout(
@@ -73,12 +82,12 @@ def align(offset: int, to: int) -> int:
 
 def multiply(
     form: Form,
-    make: object = formats.grid_values,
+    make: formats.Make = formats.grid_values,
     swizzles: tuple[str, str] = ("128B", "128B"),
     pad: int = 0,
     slices: int = 1,
     take: int = 0,
-    **options: object,
+    **options: Any,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Runs it. Tiles hold `slices` times k, of which slice `take` is multiplied."""
     rng = np.random.default_rng(zlib.crc32(f"{form}{swizzles}".encode()))
@@ -99,7 +108,7 @@ def multiply(
         return take * 2 * (of.leading if of.swizzle == "none" else of.stride)
 
     descriptors = [descriptor(of, advance=advance(of)) for of in (layout_a, layout_b)]
-    got = wgmma_kernels.run(form, text(), image[: align(end, 1024)], descriptors, a, c, **options)
+    got = wgmma_kernels.run(form, text(form), image[: align(end, 1024)], descriptors, a, c, **options)
     return got, form.scale_a * form.scale_b * a, b, c
 
 

@@ -24,7 +24,7 @@ COMMIT = "wgmma.commit_group.sync.aligned;\n"
 WAIT = "wgmma.wait_group.sync.aligned 0;\n"
 WAIT_ONE = "wgmma.wait_group.sync.aligned 1;\n"
 MULTIPLY = FORM.text("%w8", "%w9", "%yes")
-MULTIPLY_E = FORM.text("%w8", "%w9", "%yes", "e")
+MULTIPLY_E = FORM.text("%w8", "%w9", "%yes", ptx_text.names("e", 4))
 MULTIPLY_REGISTERS = REGISTERS.text("{%a0, %a1, %a2, %a3}", "%w9", "%yes")
 STORE = ptx_text.store_registers("d", "d", 4)
 STORE_E = ptx_text.store_registers("d", "e", 4)
@@ -109,7 +109,14 @@ CASES = {
         COPY + LOAD + FENCE + MULTIPLY + COMMIT + "mov.b32 %d1, 0;\n" + WAIT + STORE, "async_too_early"
     ),
     "accumulator_of_another_shape": Case(
-        COPY + LOAD + copies("e", "d") + FENCE + MULTIPLY + WIDE.text("%w8", "%w9", "%no", "both") + COMMIT + WAIT,
+        COPY
+        + LOAD
+        + copies("e", "d")
+        + FENCE
+        + MULTIPLY
+        + WIDE.text("%w8", "%w9", "%no", "{%d0, %d1, %d2, %d3, %e0, %e1, %e2, %e3}")
+        + COMMIT
+        + WAIT,
         "async_too_early",
     ),
     "accumulator_as_a": Case(
@@ -117,7 +124,7 @@ CASES = {
         + LOAD
         + FENCE
         + MULTIPLY
-        + REGISTERS.text("{%d0, %d1, %d2, %d3}", "%w9", "%no", "e")
+        + REGISTERS.text("{%d0, %d1, %d2, %d3}", "%w9", "%no", ptx_text.names("e", 4))
         + COMMIT
         + WAIT
         + STORE,
@@ -170,7 +177,15 @@ CASES = {
         "shared_race uninitialised_shared missing_proxy_fence",
     ),
     "a_warp_stays_away": Case(
-        COPY + LOAD + "setp.ge.u32 %q, %thread, 96;\n@%q bra OUT;\n" + FENCE + MULTIPLY + COMMIT + WAIT + STORE + "OUT:\n",
+        COPY
+        + LOAD
+        + "setp.ge.u32 %q, %thread, 96;\n@%q bra OUT;\n"
+        + FENCE
+        + MULTIPLY
+        + COMMIT
+        + WAIT
+        + STORE
+        + "OUT:\n",
         "wgmma_misuse",
     ),
     "lanes_disagree_about_descriptor": Case(
@@ -189,11 +204,7 @@ def text() -> str:
     entries = [
         ptx_text.kernel(
             name,
-            case.body.replace("%both4", "%e0")
-            .replace("%both5", "%e1")
-            .replace("%both6", "%e2")
-            .replace("%both7", "%e3")
-            .replace("%both", "%d"),
+            case.body,
             pointers=["image", "fragments", "c", "d"],
             scalars=["bytes", "desc_a", "desc_b"],
             registers=registers,
@@ -221,7 +232,7 @@ def operands() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
 def launch(
     name: str, threads: int = 128, seed: int = 0, desc_a: int | None = None, image: np.ndarray | None = None
 ) -> tuple[np.ndarray, emulator.Gpu]:
-    a, b, c, built = operands()
+    a, _, c, built = operands()
     gpu = emulator.Gpu("H100", seed=seed)
     d_map, a_map = fragments.wgmma_d(8), fragments.wgmma_a("bf16")
     packed_c = gpu.array(fragments.pack(formats.encode(c, "f32").reshape(4, 16, 8), d_map))
@@ -326,7 +337,8 @@ def test_base_offset() -> None:
 @pytest.mark.parametrize(
     "instruction",
     [
-        "wgmma.mma_async.sp.sync.aligned.m64n8k32.f32.bf16.bf16 {%d0, %d1, %d2, %d3}, %w8, %w9, %d0, 0, %yes, 1, 1, 0, 0;",
+        "wgmma.mma_async.sp.sync.aligned.m64n8k32.f32.bf16.bf16 "
+        "{%d0, %d1, %d2, %d3}, %w8, %w9, %d0, 0, %yes, 1, 1, 0, 0;",
         "wgmma.mma_async.sync.aligned.m64n8k256.s32.b1.b1.and.popc {%d0, %d1, %d2, %d3}, %w8, %w9, %yes;",
     ],
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -90,7 +90,8 @@ def source(form: Form) -> str:
     body += ", ".join(ptx_text.names(x, count[x]) for x in "dabc") + ";\n"
     rows, columns, layout = extents["d"]
     body += f"mov.u32 %r1, {(columns if layout == 'row' else rows) + GAP};\n"
-    body += f"wmma.store.d.sync.aligned.{layout}.{form.size}{space}.{form.d} [%p_d], {ptx_text.names('d', count['d'])}, %r1;\n"
+    body += f"wmma.store.d.sync.aligned.{layout}.{form.size}{space}.{form.d} "
+    body += f"[%p_d], {ptx_text.names('d', count['d'])}, %r1;\n"
     kind = {x: "f64" if form.a == "f64" else "f32" if kinds[x] == "f32" and x in "cd" else "b32" for x in "abcd"}
     declared = [f".reg .{kind[x]} %{x}<{count[x]}>;" for x in "abcd"]
     return ptx_text.kernel(form.name, body, pointers="abcd", registers=declared)
@@ -109,7 +110,7 @@ def spread(bits: np.ndarray, layout: str) -> np.ndarray:
     return out
 
 
-def run(form: Form, a: np.ndarray, b: np.ndarray, c: np.ndarray, **options: object) -> np.ndarray:
+def run(form: Form, a: np.ndarray, b: np.ndarray, c: np.ndarray, **options: Any) -> np.ndarray:
     gpu = emulator.Gpu("A100", **options)
     layout_a, layout_b = form.layouts.split(".")
     arrays = [

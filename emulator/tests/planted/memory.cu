@@ -114,6 +114,7 @@ PLANT(uninitialised_shared, const int*, int*);
 
 template <bool kBug>
 __global__ void uninitialised_register(const int* in, int* out) {
+  // Reported where the undefined value is made, or where it first matters.
   int value = in[threadIdx.x], sum;
   if constexpr (kBug) {
     asm volatile(
@@ -133,7 +134,7 @@ __global__ void uninitialised_register(const int* in, int* out) {
         : "=r"(sum)
         : "r"(value));
   }
-  out[threadIdx.x] = sum;
+  out[threadIdx.x] = sum;  // BUG: uninitialised_register
 }
 PLANT(uninitialised_register, const int*, int*);
 

@@ -13,6 +13,8 @@ a single bug of a kind that CUDA programmers really make, one without.
   that exchange through shared memory with __syncwarp, neighbouring bytes with different writers, locks that lanes of
   one warp take in turn, last-block reductions, look-back scans, rings of mbarriers, named barriers between producers
   and consumers, cp.async and TMA pipelines, wgmma groups kept in flight, multicast and remote arrivals in clusters.
+  The same holds when every asynchronous copy completes as late as it may, as early as it may, or last in first out.
+* `test_blocks_on_two_host_threads`: both twins of the kernels whose blocks talk to each other, on two host threads.
 
 The marks
 ---------
@@ -28,6 +30,7 @@ What is not proved: that every bug is found. The catalogue grows with each one t
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 import pytest
 
@@ -37,7 +40,9 @@ from emulator.tests.planted.harness import CASES, Case, compile_all
 
 pytestmark = pytest.mark.skipif(emulator.nvcc() is None, reason="needs nvcc")
 
-every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+every_case = pytest.mark.parametrize("case", CASES, ids=str)
+# Kernels with several bugs have one sound twin.
+sound_twins = pytest.mark.parametrize("case", {(c.source, c.kernel): c for c in CASES}.values(), ids=str)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -45,19 +50,37 @@ def _compiled() -> None:
     compile_all()
 
 
+def _expect_bug(case: Case, seed: int, **options: Any) -> None:
+    with pytest.raises((emulator.Fault, AssertionError) if case.wrong_result else emulator.Fault) as caught:
+        case.launch(bug=True, seed=seed, **options)
+    if isinstance(caught.value, emulator.Fault):
+        assert case.matches(caught.value), f"seed {seed}, want one of {case.marks}, got:\n{caught.value}"
+
+
 @every_case
 def test_bug_is_reported(case: Case) -> None:
     for seed in range(5):
-        with pytest.raises((emulator.Fault, AssertionError) if case.wrong_result else emulator.Fault) as caught:
-            case.launch(bug=True, seed=seed)
-        if isinstance(caught.value, emulator.Fault):
-            assert case.matches(caught.value), f"seed {seed}, want one of {case.marks}, got:\n{caught.value}"
+        _expect_bug(case, seed)
 
 
-@every_case
+@sound_twins
 def test_sound_twin_passes(case: Case) -> None:
     for seed in range(20):
         case.launch(bug=False, seed=seed)
+
+
+@sound_twins
+@pytest.mark.parametrize("completion", ["latest", "lifo", "eager"])
+def test_sound_twin_passes_whenever_copies_complete(case: Case, completion: str) -> None:
+    for seed in range(3):
+        case.launch(bug=False, seed=seed, completion=completion)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.source == "global_races.cu"], ids=str)
+def test_blocks_on_two_host_threads(case: Case) -> None:
+    case.launch(bug=False, seed=0, host_threads=2)
+    if "deadlock" not in set().union(*case.marks.values()):  # hangs are found, late
+        _expect_bug(case, 0, host_threads=2)
 
 
 def test_catalogue() -> None:

@@ -37,6 +37,16 @@ def test_profile(ptx):
     assert json.loads(done.stdout)["counters"]["global_sectors"] == 256
 
 
+def test_profile_of_cuda_source(tmp_path):
+    if emulator.nvcc() is None:
+        pytest.skip("no nvcc")
+    (tmp_path / "k.cu").write_text(SOURCE)
+    arguments = [word for text in ("f32[64]", "f32[64]", "i32:64", "f32:1") for word in ("--arg", text)]
+    done = run("profile", str(tmp_path / "k.cu"), "--block", "64", *arguments, "--chip", "L4")
+    assert done.returncode == 0, done.stderr
+    assert "k.cu:4" in done.stdout
+
+
 def test_profile_reports_faults(ptx):
     done = run(
         "profile", ptx, "--block", "128", "--arg", "f32[8]", "--arg", "f32[128]", "--arg", "i32:128", "--arg", "f32:1"

@@ -24,28 +24,21 @@ NVCC_FLAGS = [
 ]
 
 
-def build(source: Path, folder: Path, flags: Sequence[str] = NVCC_FLAGS) -> Path:
-    """A shared library of one .cu file, linked with the stand-in."""
+def build(
+    source: Path, folder: Path, extra: Sequence[str] = (), libraries: Sequence[str] = (), leave_out: str | None = None
+) -> Path:
+    """A shared library of one .cu file, linked with the stand-in. `leave_out`: flags that contain it are not passed."""
     compiler = emulator.nvcc()
     if compiler is None:
         pytest.skip("no nvcc")
     if not (PACKAGE / "libvgpu_cudart.a").exists():
         pytest.skip("the stand-in was not built: no CUDA headers")
+    flags = [flag for flag in NVCC_FLAGS if leave_out is None or leave_out not in flag]
     target = folder / f"{source.stem}.o"
-    subprocess.run([compiler, "-c", *flags, "-o", target, source], check=True)
+    subprocess.run([compiler, "-c", *flags, *extra, "-o", target, source], check=True)
     library = folder / f"lib{source.stem}.so"
-    link = [
-        "g++",
-        "-shared",
-        "-Wl,-z,defs",
-        "-o",
-        library,
-        target,
-        PACKAGE / "libvgpu_cudart.a",
-        f"-L{PACKAGE}",
-        "-lvgpu",
-    ]
-    subprocess.run([*link, f"-Wl,-rpath,{PACKAGE}"], check=True)
+    stand_in = [PACKAGE / "libvgpu_cudart.a", f"-L{PACKAGE}", "-lvgpu", f"-Wl,-rpath,{PACKAGE}"]
+    subprocess.run(["g++", "-shared", "-Wl,-z,defs", "-o", library, target, *stand_in, *libraries], check=True)
     return library
 
 
@@ -93,15 +86,19 @@ def fresh_lib(library, tmp_path) -> Launchers:
     return Launchers(Path(shutil.copy(library, tmp_path / "fresh.so")))
 
 
+@pytest.fixture(scope="session")
+def build_library() -> Callable[..., Path]:
+    return build
+
+
 @pytest.fixture
 def build_text(tmp_path) -> Callable[..., Launchers]:
-    """Builds CUDA source text. `leave_out`: flags that contain it are not passed; `extra` ones are."""
+    """Builds CUDA source text."""
 
     def make(text: str, *extra: str, leave_out: str | None = None) -> Launchers:
         source = tmp_path / "text.cu"
         source.write_text(text)
-        flags = [flag for flag in NVCC_FLAGS if leave_out is None or leave_out not in flag]
-        return Launchers(build(source, tmp_path, [*flags, *extra]))
+        return Launchers(build(source, tmp_path, extra, leave_out=leave_out))
 
     return make
 

@@ -122,7 +122,8 @@ int run_cluster(unsigned* out, int blocks, int cluster, int non_portable, int pr
 }
 
 int run_cooperative(int blocks) {
-  return cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(nothing), dim3(blocks), dim3(1024), nullptr, 0, nullptr);
+  return cudaLaunchCooperativeKernel(reinterpret_cast<const void*>(nothing), dim3(blocks), dim3(1024), nullptr, 0,
+                                     nullptr);
 }
 
 int run_struct(double* out) {

@@ -108,6 +108,20 @@ def test_each_chip_gets_its_best_ptx(lib, chip, architecture):
         assert out[0] == architecture
 
 
+def test_the_chip_may_change(lib, gpu):
+    out = gpu.empty(1, np.int32)
+    for chip, architecture in (("H100", 900), ("A100", 800), ("H100", 900)):
+        gpu.chip = chip
+        assert lib.run_architecture(out) == 0
+        assert out[0] == architecture
+
+
+def test_the_stand_in_stays_inside_the_library(library):
+    symbols = subprocess.run(["nm", "-D", library], capture_output=True, text=True, check=True).stdout
+    assert "cudaLaunchKernel" not in symbols
+    assert "run_add" in symbols
+
+
 def test_no_ptx_for_the_chip(build_text):
     lib = build_text(
         """#include <cuda_runtime.h>
