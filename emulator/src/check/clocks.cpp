@@ -83,7 +83,7 @@ bool Knowledge::covers_partially(Agent agent, uint32_t lane, Time time) const {
 
 void WarpClocks::reset(Agent agent, size_t agents) {
   self = agent;
-  now = 1;
+  now = kFirstTime;
   all.seen.assign(agents, 0);
   all.fenced.assign(agents, 0);
   all.wide.assign(agents, 0);

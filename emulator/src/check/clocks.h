@@ -17,6 +17,7 @@ namespace vgpu {
 using Time = uint32_t;
 using Agent = uint32_t;
 constexpr Time kMaxTime = (1u << 17) - 1;
+constexpr Time kFirstTime = 2;  // so that no stamp looks like kKnownToAll
 constexpr uint32_t kWholeWarp = 32;  // "lane" of what a warp does as one: ldmatrix, wgmma, bulk copies
 
 // Some lanes' accesses only.
@@ -44,7 +45,7 @@ struct Knowledge {
 // One warp's clocks. Lanes that acquired something alone know more than `all` does, until the warp synchronises.
 struct WarpClocks {
   Agent self = 0;
-  Time now = 1;
+  Time now = kFirstTime;
   Knowledge all;
   std::array<std::unique_ptr<Knowledge>, kLanes> extra;
   LaneMask lanes_with_extra = 0;

@@ -85,8 +85,7 @@ void check_global_race(Warp& warp, const Instruction& i, Allocation& a, uint32_t
                      ", which the launch before wrote, with no griddepcontrol.wait",
                  lane < kLanes ? static_cast<int>(lane) : -1, a.base + offset);
       }
-      // Ordinary reads of a word that only atomics write are forgiven: compare-and-swap loops begin with one.
-      bool strong = touch != GlobalTouch::kWrite;
+      bool strong = touch == GlobalTouch::kAtomic || touch == GlobalTouch::kStrongRead;
       // Atomics of scope .cta are atomic within their block only.
       if ((narrow || (w & kNarrowBit)) && cluster_of(w) != cluster_of(mine)) strong = false;
       if (tag_of(w) == tag && !(strong && (w & kAtomicBit)) && !ordered(warp, lane, w)) {
@@ -119,8 +118,7 @@ void check_global_race(Warp& warp, const Instruction& i, Allocation& a, uint32_t
       cells.reads[g] = mark;
       continue;
     }
-    // Atomics do not race with ordinary reads of the word, as above.
-    if (r != known_read && tag_of(r) == tag && touch == GlobalTouch::kWrite) {
+    if (r != known_read && tag_of(r) == tag) {
       bool bad = false;
       if (lane_of(r) == kManyClusters) {
         bad = !cluster.acquired_globally;
@@ -133,6 +131,19 @@ void check_global_race(Warp& warp, const Instruction& i, Allocation& a, uint32_t
     }
     known_read = r;
     cells.writes[g] = touch == GlobalTouch::kAtomic ? mine | kAtomicBit | (narrow ? kNarrowBit : 0) : mine;
+  }
+}
+
+void check_read_only(Warp& warp, const Instruction& i, Allocation& a, uint32_t lane, uint64_t offset, uint32_t bytes) {
+  const RaceCells& cells = *a.cells;
+  const uint64_t skew = a.base & 3;
+  for (size_t g = (offset + skew) >> cells.shift; g <= (offset + skew + bytes - 1) >> cells.shift; ++g) {
+    GlobalCell w = cells.writes[g];
+    if (tag_of(w) != warp.launch->tag) continue;
+    fault_at(warp, i, FaultKind::kGlobalRace,
+             "reads through the read-only path (ld.nc) what this launch wrote, " + std::to_string(offset) + " bytes into " +
+                 (a.label.empty() ? "an allocation" : a.label),
+             lane < kLanes ? static_cast<int>(lane) : -1, a.base + offset, who(warp, w, "written"));
   }
 }
 

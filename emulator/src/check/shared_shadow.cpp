@@ -70,7 +70,7 @@ void SharedShadow::check_cell(Warp& warp, const Instruction& i, Block& block, ui
   }
   if (proxy && !warp.clocks.knows_fenced(lane, agent, time_of(cell))) {
     fault_at(warp, i, FaultKind::kMissingProxyFence,
-             "reads through the async proxy what ordinary stores wrote at offset " + std::to_string(address) +
+             std::string(verb) + " through the async proxy what ordinary stores wrote at offset " + std::to_string(address) +
                  ", with no fence.proxy.async between",
              by, address, describe(warp, granule, cell));
   }
@@ -110,6 +110,9 @@ void SharedShadow::check_reads(Warp& warp, const Instruction& i, Block& block, u
   size_t begin = first(offset), end = last(offset, bytes);
   for (Agent a : readers_) {
     const std::vector<Cell>& row = reads_[a];
+    Time newest = 0;
+    for (size_t g = begin; g <= end; ++g) newest = std::max(newest, time_of(row[g]));
+    if (newest <= warp.clocks.all.seen[a]) continue;
     Cell known = 0;
     for (size_t g = begin; g <= end; ++g) {
       Cell cell = row[g];
@@ -140,13 +143,19 @@ void SharedShadow::check_reads(Warp& warp, const Instruction& i, Block& block, u
   }
 }
 
-void SharedShadow::check_order_of_writes(Warp& warp, const Instruction& i, Block& block, uint32_t lane, uint32_t offset, uint32_t bytes) {
+void SharedShadow::check_order_of_writes(Warp& warp, const Instruction& i, Block& block, uint32_t lane, uint32_t offset,
+                                         uint32_t bytes, bool proxy) {
   Cell known = 0;
   size_t end = last(offset, bytes);
+  // Mostly all of it was written by one warp at one time that the whole warp knows of.
+  const Cell one = writes_[first(offset)];
+  Cell others = 0;
+  for (size_t g = first(offset); g <= end; ++g) others |= (writes_[g] ^ one) & ~make_cell(0, 63, 0);
+  if (!proxy && others == 0 && agent_of(one) < warp.clocks.all.seen.size() && warp.clocks.all.seen[agent_of(one)] >= time_of(one)) return;
   for (size_t g = first(offset); g <= end; ++g) {
     Cell cell = writes_[g];
     if (cell == known) continue;
-    check_cell(warp, i, block, lane, g, cell, true, false);
+    check_cell(warp, i, block, lane, g, cell, true, proxy);
     known = cell;
   }
 }
@@ -192,8 +201,10 @@ void SharedShadow::strong_read(Warp& warp, const Instruction& i, Block& block, u
   }
 }
 
-void SharedShadow::begin_write(Warp& warp, const Instruction& i, Block& block, uint32_t lane, uint32_t offset, uint32_t bytes) {
-  check_write(warp, i, block, lane, offset, bytes);
+void SharedShadow::begin_write(Warp& warp, const Instruction& i, Block& block, uint32_t lane, uint32_t offset,
+                               uint32_t bytes, bool proxy) {
+  check_order_of_writes(warp, i, block, lane, offset, bytes, proxy);
+  check_reads(warp, i, block, lane, offset, bytes);
   size_t begin = first(offset), end = last(offset, bytes) + 1;
   std::fill(writes_.begin() + static_cast<ptrdiff_t>(begin), writes_.begin() + static_cast<ptrdiff_t>(end),
             make_cell(kPendingAgent, kWholeWarp, 1));

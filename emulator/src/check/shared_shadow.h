@@ -45,7 +45,8 @@ class SharedShadow {
     check_reads(warp, i, block, lane, offset, bytes);
   }
   // Its two halves: after other writes, after other reads.
-  void check_order_of_writes(Warp& warp, const Instruction& i, Block& block, uint32_t lane, uint32_t offset, uint32_t bytes);
+  void check_order_of_writes(Warp& warp, const Instruction& i, Block& block, uint32_t lane, uint32_t offset, uint32_t bytes,
+                             bool proxy = false);
   void check_reads(Warp& warp, const Instruction& i, Block& block, uint32_t lane, uint32_t offset, uint32_t bytes);
   bool record_write(Warp& warp, const Instruction& i, uint32_t lane, uint32_t offset, uint32_t bytes);
   void write(Warp& warp, const Instruction& i, Block& block, uint32_t lane, uint32_t offset, uint32_t bytes) {
@@ -58,7 +59,9 @@ class SharedShadow {
   void strong_write(Warp& warp, const Instruction& i, Block& block, uint32_t lane, uint32_t offset, uint32_t bytes);
 
   // An asynchronous write begins: checked like a write of the issuing warp, then in flight until finish_write().
-  void begin_write(Warp& warp, const Instruction& i, Block& block, uint32_t lane, uint32_t offset, uint32_t bytes);
+  // `proxy`: through the async proxy, which wants a proxy fence after ordinary writes.
+  void begin_write(Warp& warp, const Instruction& i, Block& block, uint32_t lane, uint32_t offset, uint32_t bytes,
+                   bool proxy = false);
   void finish_write(Agent agent, uint32_t lane, Time time, uint32_t offset, uint32_t bytes);
 
   void begin_read(const PendingRead& read) { pending_reads_.push_back(read); }

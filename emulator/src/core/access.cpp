@@ -322,7 +322,10 @@ void resolve_global_lanes(Warp& warp, const Instruction& i, Access& a, LaneMask 
         for_lanes(lanes, [&](uint32_t l) { check_global_written(warp, i, *one, l, a.address[l] - one->base, a.bytes); });
       }
     } else {
-      for_lanes(lanes, [&](uint32_t l) { check_global(warp, i, of(l), l, a.address[l], a.bytes, a.touch); });
+      for_lanes(lanes, [&](uint32_t l) {
+        if (a.read_only) check_read_only(warp, i, of(l), l, a.address[l] - of(l).base, a.bytes);
+        check_global(warp, i, of(l), l, a.address[l], a.bytes, a.touch);
+      });
     }
   }
   if (write) {

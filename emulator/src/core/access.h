@@ -31,7 +31,8 @@ struct Access {
   uint32_t bytes = 0;  // per lane: element size times vector length
   LaneMask lanes = 0;
   bool release = false, acquire = false;  // semantics of the access itself
-  bool narrow = false;  // an atomic of scope .cta
+  bool narrow = false;     // an atomic of scope .cta
+  bool read_only = false;  // ld.nc: nothing may write there during the launch
   bool count = true;
   // Set by resolve() for ordinary stores. Lanes of this instruction write to the same place: their values must agree.
   bool collision = false;

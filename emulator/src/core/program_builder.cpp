@@ -1,8 +1,11 @@
 #include "core/program_builder.h"
 
+#include <algorithm>
 #include <cstring>
+#include <set>
 
 #include "core/access.h"
+#include "exec/memory_operand.h"
 
 namespace vgpu {
 namespace {
@@ -34,7 +37,7 @@ Slot ProgramBuilder::constant_slot(uint64_t value, bool wide) {
 }
 
 Slot ProgramBuilder::special_slot(const std::string& name, bool wide) {
-  auto [it, fresh] = special_slots_.try_emplace(name, 0);
+  auto [it, fresh] = special_slots_.try_emplace({name, wide}, 0);
   if (fresh) {
     it->second = scratch_slot((wide ? 8 : 4) * kLanes);
     program.specials.push_back({name, it->second, wide});
@@ -156,6 +159,17 @@ void ProgramBuilder::inline_call(const Decoder& decoder, const ptx::Function& ca
   --depth_;
 }
 
+void ProgramBuilder::mark_loads_before_swaps() {
+  std::set<Slot> swapped;
+  for (const Instruction& i : program.code) {
+    const auto& m = i.statement->modifiers;
+    if (i.statement->opcode == "atom" && std::find(m.begin(), m.end(), "cas") != m.end()) swapped.insert(i.slot[0]);
+  }
+  for (Instruction& i : program.code) {
+    if (i.statement->opcode == "ld" && i.kind == InstructionClass::kMemory && swapped.contains(i.slot[0])) i.extra[2] |= kBeforeSwap;
+  }
+}
+
 Program ProgramBuilder::build() {
   program.register_bytes = 0;
   Frame entry;
@@ -168,6 +182,7 @@ Program ProgramBuilder::build() {
     return s;
   }();
   decode_statement(kEnd);
+  mark_loads_before_swaps();
   program.register_count = static_cast<uint32_t>(slots_.size());
   program.constants.assign(program.register_bytes, std::byte{0});
   for (const auto& [key, slot] : constants_) {

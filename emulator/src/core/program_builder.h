@@ -65,6 +65,7 @@ class ProgramBuilder {
   };
   void decode_body(Frame& frame, const Frame* caller);
   void decode_statement(const ptx::Statement& statement);
+  void mark_loads_before_swaps();
   uint32_t allocate_local(uint32_t bytes, uint32_t align);
 
   Frame* frame_ = nullptr;
@@ -72,7 +73,7 @@ class ProgramBuilder {
   Slot condition_code_ = kNoSlot;
   std::vector<Slot> slots_;  // by register number
   std::map<std::pair<uint64_t, bool>, Slot> constants_;
-  std::unordered_map<std::string, Slot> special_slots_;
+  std::map<std::pair<std::string, bool>, Slot> special_slots_;  // by name and width
   std::vector<FixUp> fix_ups_;
 };
 

@@ -618,9 +618,11 @@ void run_clusters(Worker& worker, std::atomic<uint64_t>& next) {
       if (r.cluster->instructions_since_progress > kSpinning) spinning = true;
     }
     if (running == 0) continue;
-    if ((all_stuck || spinning) && running < limit && next.load() < launch.clusters && start_one()) {
-      ++running;
-      continue;
+    if ((all_stuck || spinning) && running < limit && next.load() < launch.clusters) {
+      // Twice as many each time: a chain of blocks may reach far.
+      size_t started = 0;
+      for (size_t want = running; started < want && running < limit && start_one(); ++started) ++running;
+      if (started != 0) continue;
     }
     if (all_stuck) {
       for (auto& r : residents) {

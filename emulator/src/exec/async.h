@@ -29,8 +29,8 @@ bool complete_some_copy(Warp& warp);
 // What the lanes' cp.async before this number copy is there, and written by them as of now.
 void finish_copies(Warp& warp, LaneMask lanes, uint32_t before);
 
-// An address operand of an asynchronous instruction: where it is kept in an Instruction.
-//   slot[k]: base; extra[k]: offset; payload flags in extra[5], two bits for each k: wide, generic.
+// An address operand of an asynchronous instruction, kept in slot[k] (its base), extra[k] (its offset) and two bits of
+// extra[5] (the base has 64 bits; the address is generic).
 void set_address(Decoder& decoder, uint32_t k, const ptx::Operand& operand, ptx::Space space);
 uint64_t address_of(const Warp& warp, const Instruction& i, uint32_t k, uint32_t lane);
 // A shared address of 32 bits; of a generic address its shared part. Faults when it is not a shared address.

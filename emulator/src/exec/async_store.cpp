@@ -23,7 +23,7 @@ Remote issue_lane(Warp& warp, const Instruction& i, uint32_t lane, uint32_t byte
   const Multicast where = multicast_of(warp, i, kNoSlot, place, barrier, lane);
   Remote remote;
   remote.target = begin_load(warp, i, where, place.block->rank, bytes, lane,
-                             i.immediate == 0 ? LoadKind::kWrite : LoadKind::kReduce);
+                             i.immediate == 0 ? LoadKind::kStore : LoadKind::kReduce);
   for (size_t k = 0; k < i.list.size(); ++k) {
     std::byte* to = remote.value.data() + k * i.extra[1];
     if (i.extra[1] == 8) {

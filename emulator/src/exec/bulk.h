@@ -13,9 +13,11 @@ struct Multicast {
   uint32_t barrier_offset;
 };
 // `mask`: slot of the multicast mask, kNoSlot when there is none.
-Multicast multicast_of(Warp& warp, const Instruction& i, Slot mask, SharedPlace place, MbarrierPlace barrier, uint32_t lane);
+Multicast multicast_of(Warp& warp, const Instruction& i, Slot mask, SharedPlace place, MbarrierPlace barrier,
+                       uint32_t lane);
 
-enum class LoadKind : uint8_t { kWrite, kReduce };
+// kStore: st.async, which is not known to need a proxy fence.
+enum class LoadKind : uint8_t { kWrite, kStore, kReduce };
 struct LoadTarget {
   Block* block;
   Mbarrier* barrier;
@@ -24,8 +26,8 @@ struct LoadTarget {
   PartialKnowledge reducer;
 };
 // Checks that the destination may be overwritten and is in flight from now on.
-LoadTarget begin_load(Warp& warp, const Instruction& i, const Multicast& m, uint32_t rank, uint32_t bytes, uint32_t lane,
-                      LoadKind kind = LoadKind::kWrite);
+LoadTarget begin_load(Warp& warp, const Instruction& i, const Multicast& m, uint32_t rank, uint32_t bytes,
+                      uint32_t lane, LoadKind kind = LoadKind::kWrite);
 // The bytes are there: `written` of them, from the destination on. The mbarrier counts `transactions`.
 void finish_load(Cluster& cluster, const LoadTarget& target, uint32_t written, uint32_t transactions);
 

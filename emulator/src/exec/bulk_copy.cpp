@@ -273,8 +273,8 @@ LoadTarget begin_load(Warp& warp, const Instruction& i, const Multicast& m, uint
   }
   Mbarrier& barrier = mbarrier_at(warp, i, block, m.barrier_offset, lane);
   if (bytes != 0 && warp.checks()) {
-    if (kind == LoadKind::kWrite) {
-      block.shadow.begin_write(warp, i, block, lane, m.offset, bytes);
+    if (kind != LoadKind::kReduce) {
+      block.shadow.begin_write(warp, i, block, lane, m.offset, bytes, kind == LoadKind::kWrite);
     } else {
       block.shadow.atomic(warp, i, block, lane, m.offset, bytes);
     }
@@ -288,7 +288,7 @@ LoadTarget begin_load(Warp& warp, const Instruction& i, const Multicast& m, uint
 
 void finish_load(Cluster& cluster, const LoadTarget& target, uint32_t written, uint32_t transactions) {
   Mbarrier& barrier = *target.barrier;
-  if (target.kind == LoadKind::kWrite) {
+  if (target.kind != LoadKind::kReduce) {
     deliver(cluster, *target.block, barrier, target.offset, written);
   } else if (cluster.launch->options.checks) {
     // A reduction is known as an atomic of its issuer: waiters learn of that.

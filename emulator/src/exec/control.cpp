@@ -70,10 +70,13 @@ void exit_threads(Warp& warp, const Instruction& i) {
     check_wgmma_at_exit(warp, i);
     check_register_changes_at_exit(warp);
   }
-  if (block.exited == block.threads && warp.checks()) check_neighbours_at_exit(warp, i);
+  if (block.exited == block.threads && warp.checks()) {
+    check_neighbours_at_exit(warp, i);
+    check_async_at_exit(block);
+  }
   progress(warp);
   recheck_barriers(block);
-  if (block.cluster->blocks.size() > 1) recheck_cluster_barrier(*block.cluster);
+  recheck_cluster_barrier(*block.cluster);
 }
 
 // A function that the emulator brings itself: printf, assertions.

@@ -2,6 +2,7 @@
 // that wait for them.
 //
 // The destination is in flight, for the checks, until the issuing lanes wait, however early the bytes arrive.
+#include <algorithm>
 #include <bit>
 #include <cstring>
 
@@ -53,15 +54,17 @@ void resolve_sources(Warp& warp, const Instruction& i, PendingCopy& copy, LaneMa
   access.touch = Touch::kAsyncRead;
   access.bytes = bytes;
   access.lanes = lanes;
-  for_lanes(lanes, [&](uint32_t lane) { access.address[lane] = address_of(warp, i, 1, lane); });
+  load_addresses(warp, i.slot[1], i.extra[5] >> 2 & 1, static_cast<int32_t>(i.extra[1]), access);
   resolve(warp, i, access);
   for_lanes(lanes, [&](uint32_t lane) { copy.from[lane] = access.host[lane]; });
 }
 
 void find_destinations(Warp& warp, const Instruction& i, PendingCopy& copy) {
   const size_t end = warp.block->shared.size();
+  const bool wide = i.extra[5] & 1;
   for_lanes(copy.lanes, [&](uint32_t lane) {
-    uint32_t address = shared_address_of(warp, i, 0, lane);
+    const uint32_t base = wide ? static_cast<uint32_t>(warp.u64(i.slot[0])[lane]) : warp.u32(i.slot[0])[lane];
+    uint32_t address = base + i.extra[0];
     if (address % copy.bytes != 0 || address < kSharedBase || address + size_t{copy.bytes} > end) {
       address = async_place(warp, i, address, copy.bytes, copy.bytes, false, lane).offset;
     }
@@ -109,6 +112,36 @@ void find_sources(Warp& warp, const Instruction& i, PendingCopy& copy) {
   }
 }
 
+// The destinations of all lanes are one range without gaps, in whatever order.
+bool is_one_range(const PendingCopy& copy, uint32_t* begin) {
+  if (copy.lanes != kAllLanes) return false;
+  uint32_t low = copy.to[0];
+  for (uint32_t lane = 1; lane < kLanes; ++lane) low = std::min(low, copy.to[lane]);
+  LaneMask places = 0;
+  const auto shift = static_cast<uint32_t>(std::countr_zero(uint32_t{copy.bytes}));
+  for (uint32_t lane = 0; lane < kLanes; ++lane) {
+    const uint32_t place = (copy.to[lane] - low) >> shift;
+    if (place < kLanes) places |= 1u << place;
+  }
+  *begin = low;
+  return places == kAllLanes;
+}
+
+void begin_writes(Warp& warp, const Instruction& i, const PendingCopy& copy) {
+  Block& block = *warp.block;
+  uint32_t begin = 0;
+  if (is_one_range(copy, &begin) && warp.clocks.lanes_with_extra == 0) {
+    try {
+      block.shadow.begin_write(warp, i, block, kWholeWarp, begin, kLanes * copy.bytes);
+      return;
+    } catch (const Fault&) {
+      // A lane may overwrite what it alone knows of; and a report is to name the lane.
+    }
+  }
+  for_lanes(copy.lanes,
+            [&](uint32_t lane) { block.shadow.begin_write(warp, i, block, lane, copy.to[lane], copy.bytes); });
+}
+
 void execute_copy(Warp& warp, const Instruction& i) {
   PendingCopy& copy = warp.open_copies.copies.emplace_back();
   copy.lanes = warp.active;
@@ -117,11 +150,7 @@ void execute_copy(Warp& warp, const Instruction& i) {
   copy.bytes = static_cast<uint8_t>(i.extra[2]);
   find_destinations(warp, i, copy);
   find_sources(warp, i, copy);
-  if (warp.checks()) {
-    Block& block = *warp.block;
-    for_lanes(copy.lanes,
-              [&](uint32_t lane) { block.shadow.begin_write(warp, i, block, lane, copy.to[lane], copy.bytes); });
-  }
+  if (warp.checks()) begin_writes(warp, i, copy);
   if (warp.launch->options.completion == Completion::kEager) deliver_lanes(warp, copy, copy.lanes);
 }
 

@@ -41,7 +41,7 @@ void copy_in(const Warp& warp, const Instruction& i, const Access& access) {
   }
 }
 
-Touch read_touch(const Instruction& i) { return i.extra[2] & kStrong ? Touch::kStrongRead : Touch::kRead; }
+Touch read_touch(const Instruction& i) { return i.extra[2] & (kStrong | kBeforeSwap) ? Touch::kStrongRead : Touch::kRead; }
 Touch write_touch(const Instruction& i) { return i.extra[2] & kStrong ? Touch::kStrongWrite : Touch::kWrite; }
 
 void finish(Warp& warp, const Instruction& i, const Access& access) {
@@ -263,7 +263,7 @@ int64_t parameter_offset(Decoder& d, const ptx::Operand& address, ptx::Space spa
 
 void decode_load(Decoder& d) {
   uint32_t flags = 0;
-  d.take("nc");
+  if (d.take("nc")) flags |= kReadOnly;
   d.take("mmio");
   ptx::Space space = take_space(d, &flags);
   take_semantics(d, &flags);

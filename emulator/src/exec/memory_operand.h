@@ -50,6 +50,10 @@ enum AccessFlag : uint32_t {
   kReleases = 8,
   kStrong = 16,  // volatile, relaxed, …
   kNarrow = 32,  // scope .cta
+  // An ordinary load through the address register of a compare-and-swap: it gives the loop its first guess, as CUDA's own
+  // headers do, and a torn or stale value only fails the swap. Counts as strong for the race checks.
+  kBeforeSwap = 64,
+  kReadOnly = 128,  // .nc
 };
 
 // Consumes the state space; kNone when there is none.
@@ -82,6 +86,7 @@ inline void set_access(Warp& warp, const Instruction& i, Touch touch, Access& ac
   access.acquire = flags & kAcquires;
   access.release = flags & kReleases;
   access.narrow = flags & kNarrow;
+  access.read_only = flags & kReadOnly;
   load_addresses(warp, i.slot[0], flags & kWideBase, i.immediate, access);
   if (flags & kOwnBlock) {
     uint64_t ranks = 0;

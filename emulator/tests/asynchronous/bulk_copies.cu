@@ -2,20 +2,22 @@
 #include "ptx.cuh"
 
 DEVICE void bulk_load(void* to, const void* from, uint32_t bytes, const void* bar) {
-  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(shared_address(to)),
+  asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+                   shared_address(to)),
                "l"(from), "r"(bytes), "r"(shared_address(bar))
                : "memory");
 }
 DEVICE void bulk_store(void* to, const void* from, uint32_t bytes) {
-  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to), "r"(shared_address(from)), "r"(bytes)
+  asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to), "r"(shared_address(from)),
+               "r"(bytes)
                : "memory");
 }
 DEVICE void commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
 
 // A ring of stages: one warp loads, the others double the values, and one of their threads stores them.
-// bug: 1 the consumers do not wait; 2 the producer does not wait; 3 no proxy fence before the store; 4 the stored buffer
-// is overwritten before its store was waited for; 5 the block ends before the last store was waited for;
-// 6 more bytes expected than come; 7 the last phase is not waited for
+// bug: 1 the consumers do not wait; 2 the producer does not wait; 3 no proxy fence before the store; 4 the stored
+// buffer is overwritten before its store was waited for; 5 the block ends before the last store was waited for; 6 more
+// bytes expected than come; 7 the last phase is not waited for
 extern "C" __global__ void ring(const int* in, int* out, int steps, int bug) {
   constexpr int kStages = 2, kTile = 64;
   __shared__ alignas(128) int tile[kStages][kTile], result[kTile];
@@ -74,8 +76,8 @@ extern "C" __global__ void load(const uint8_t* in, uint8_t* out, int bytes, int 
       uint64_t policy;
       asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
       asm volatile(
-          "cp.async.bulk.shared::cta.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(
-              shared_address(to + skew)),
+          "cp.async.bulk.shared::cta.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1], %2, [%3], %4;" ::
+              "r"(shared_address(to + skew)),
           "l"(in), "r"(bytes), "r"(shared_address(&bar)), "l"(policy)
           : "memory");
     }
@@ -96,29 +98,37 @@ extern "C" __global__ void store_groups(int* out, int* seen, int left) {
       commit();
     }
     switch (left) {
-      case 0: asm volatile("cp.async.bulk.wait_group 0;" ::: "memory"); break;
-      case 1: asm volatile("cp.async.bulk.wait_group 1;" ::: "memory"); break;
-      case 2: asm volatile("cp.async.bulk.wait_group 2;" ::: "memory"); break;
-      case 3: asm volatile("cp.async.bulk.wait_group 3;" ::: "memory"); break;
+      case 0:
+        asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
+        break;
+      case 1:
+        asm volatile("cp.async.bulk.wait_group 1;" ::: "memory");
+        break;
+      case 2:
+        asm volatile("cp.async.bulk.wait_group 2;" ::: "memory");
+        break;
+      case 3:
+        asm volatile("cp.async.bulk.wait_group 3;" ::: "memory");
+        break;
     }
     for (int g = 0; g < 4; ++g) seen[g] = static_cast<volatile int*>(out)[g * 32 + 31];
     asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
   }
 }
 
-#define REDUCE(NAME, OP)                                                                                                \
-  extern "C" __global__ void NAME(const uint8_t* in, uint8_t* out, int bytes) {                                         \
-    __shared__ alignas(128) uint8_t from[1024];                                                                         \
-    for (int k = threadIdx.x; k < bytes; k += blockDim.x) from[k] = in[blockIdx.x * bytes + k];                         \
-    fence_async();                                                                                                      \
-    __syncthreads();                                                                                                    \
-    if (threadIdx.x == 0) {                                                                                             \
-      asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group." OP " [%0], [%1], %2;" ::"l"(out),              \
-                   "r"(shared_address(from)), "r"(bytes)                                                                \
-                   : "memory");                                                                                         \
-      commit();                                                                                                         \
-      asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");                                                    \
-    }                                                                                                                   \
+#define REDUCE(NAME, OP)                                                                                   \
+  extern "C" __global__ void NAME(const uint8_t* in, uint8_t* out, int bytes) {                            \
+    __shared__ alignas(128) uint8_t from[1024];                                                            \
+    for (int k = threadIdx.x; k < bytes; k += blockDim.x) from[k] = in[blockIdx.x * bytes + k];            \
+    fence_async();                                                                                         \
+    __syncthreads();                                                                                       \
+    if (threadIdx.x == 0) {                                                                                \
+      asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group." OP " [%0], [%1], %2;" ::"l"(out), \
+                   "r"(shared_address(from)), "r"(bytes)                                                   \
+                   : "memory");                                                                            \
+      commit();                                                                                            \
+      asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");                                       \
+    }                                                                                                      \
   }
 REDUCE(add_u32, "add.u32")
 REDUCE(add_s32, "add.s32")
@@ -165,22 +175,25 @@ extern "C" __global__ void send(const uint32_t* in, uint32_t* out, int how, int 
   if (bug != 3) cluster_sync();
   const uint32_t remote = map_shared(to, next), remote_bar = map_shared(&bar, next);
   if (how == 0 && t == 0) {
-    asm volatile("cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(remote),
-                 "r"(shared_address(from)), "r"(128), "r"(remote_bar)
-                 : "memory");
+    asm volatile(
+        "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(remote),
+        "r"(shared_address(from)), "r"(128), "r"(remote_bar)
+        : "memory");
     if (bug == 2) from[3] = 0;
   }
   if (how == 1 && t == 0) {
     asm volatile(
-        "cp.reduce.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes.add.u32 [%0], [%1], %2, [%3];" ::"r"(remote),
+        "cp.reduce.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes.add.u32 [%0], [%1], %2, [%3];" ::
+            "r"(remote),
         "r"(shared_address(from)), "r"(128), "r"(remote_bar)
         : "memory");
   }
   if (how == 2) {
     if (t < 16) {
-      asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(remote + t * 4),
-                   "r"(from[t]), "r"(remote_bar)
-                   : "memory");
+      asm volatile(
+          "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(remote + t * 4),
+          "r"(from[t]), "r"(remote_bar)
+          : "memory");
     } else if (t % 4 == 0) {
       asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(
                        remote + t * 4),
@@ -196,8 +209,8 @@ extern "C" __global__ void send(const uint32_t* in, uint32_t* out, int how, int 
   }
   if (how == 4 && t == 0 && rank == 0) {
     asm volatile(
-        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], %4;" ::"r"(
-            shared_address(to)),
+        "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster [%0], [%1], %2, [%3], "
+        "%4;" ::"r"(shared_address(to)),
         "l"(in + blockIdx.x * 32), "r"(128), "r"(shared_address(&bar)), "h"(static_cast<uint16_t>((1 << blocks) - 1))
         : "memory");
   }
@@ -245,13 +258,15 @@ extern "C" __global__ void remote_arrivals(uint32_t* out, int bug) {
   asm volatile("barrier.cluster.wait;" ::: "memory");
   if (threadIdx.x == 0) {
     asm volatile("st.shared::cluster.u32 [%0], %1;" ::"r"(map_shared(&values[rank], 0)), "r"(rank + 5) : "memory");
-    asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0], 2;" ::"r"(map_shared(&bar, 0)) : "memory");
+    asm volatile("mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0], 2;" ::"r"(map_shared(&bar, 0))
+                 : "memory");
   }
   if (rank == 0) {
     while (true) {
       uint32_t done;
       asm volatile(
-          "{\n.reg .pred p;\nmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], 0, 100;\nselp.u32 %0, 1, 0, p;\n}"
+          "{\n.reg .pred p;\nmbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], 0, 100;\nselp.u32 %0, "
+          "1, 0, p;\n}"
           : "=r"(done)
           : "r"(shared_address(&bar))
           : "memory");
@@ -260,4 +275,12 @@ extern "C" __global__ void remote_arrivals(uint32_t* out, int bug) {
     if (threadIdx.x < blocks) out[threadIdx.x] = values[threadIdx.x];
   }
   cluster_sync();
+}
+
+// A cluster of one block, half of whose threads leave: the rest need not wait for them.
+extern "C" __global__ void early_exits(uint32_t* out) {
+  if (threadIdx.x % 2) return;
+  asm volatile("barrier.cluster.arrive;" ::: "memory");
+  asm volatile("barrier.cluster.wait;" ::: "memory");
+  out[blockIdx.x * blockDim.x + threadIdx.x] = threadIdx.x;
 }

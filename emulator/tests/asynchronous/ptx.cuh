@@ -20,7 +20,10 @@ DEVICE uint64_t mbarrier_arrive(const void* bar) {
 }
 DEVICE uint64_t mbarrier_arrive_count(const void* bar, uint32_t count) {
   uint64_t state;
-  asm volatile("mbarrier.arrive.shared::cta.b64 %0, [%1], %2;" : "=l"(state) : "r"(shared_address(bar)), "r"(count) : "memory");
+  asm volatile("mbarrier.arrive.shared::cta.b64 %0, [%1], %2;"
+               : "=l"(state)
+               : "r"(shared_address(bar)), "r"(count)
+               : "memory");
   return state;
 }
 DEVICE bool mbarrier_test(const void* bar, uint64_t state) {
@@ -41,7 +44,8 @@ DEVICE bool mbarrier_try_parity(const void* bar, uint32_t parity) {
 }
 #if __CUDA_ARCH__ >= 900
 DEVICE void mbarrier_expect(const void* bar, uint32_t bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(bar)), "r"(bytes) : "memory");
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(bar)), "r"(bytes)
+               : "memory");
 }
 DEVICE void mbarrier_wait(const void* bar, uint32_t parity) {
   while (!mbarrier_try_parity(bar, parity)) {

@@ -1,26 +1,27 @@
 // cp.async and mbarrier within a block.
 #include "ptx.cuh"
 
-#define COPY(NAME, LEVEL, BYTES)                                                                                    \
-  extern "C" __global__ void NAME(const uint8_t* in, const int* sizes, uint8_t* out, int how) {                     \
-    __shared__ alignas(16) uint8_t to[64 * BYTES];                                                                  \
-    const int t = threadIdx.x;                                                                                      \
-    for (int k = 0; k < BYTES; ++k) to[t * BYTES + k] = 0xAB;                                                       \
-    const uint32_t d = shared_address(to + t * BYTES);                                                              \
-    const uint8_t* s = in + t * BYTES;                                                                              \
-    if (how == 0) {                                                                                                 \
-      asm volatile("cp.async." LEVEL ".shared.global [%0], [%1], " #BYTES ";" ::"r"(d), "l"(s) : "memory");         \
-    } else if (how == 1) {                                                                                          \
-      asm volatile("cp.async." LEVEL ".shared.global.L2::128B [%0], [%1], " #BYTES ", %2;" ::"r"(d), "l"(s),        \
-                   "r"(sizes[t])                                                                                    \
-                   : "memory");                                                                                     \
-    } else {                                                                                                        \
-      asm volatile("{\n.reg .pred p;\nsetp.eq.s32 p, %2, 0;\ncp.async." LEVEL                                       \
-                   ".shared.global [%0], [%1], " #BYTES ", p;\n}" ::"r"(d), "l"(s), "r"(sizes[t])                   \
-                   : "memory");                                                                                     \
-    }                                                                                                               \
-    asm volatile("cp.async.wait_all;" ::: "memory");                                                                \
-    for (int k = 0; k < BYTES; ++k) out[t * BYTES + k] = to[t * BYTES + k];                                         \
+#define COPY(NAME, LEVEL, BYTES)                                                                                   \
+  extern "C" __global__ void NAME(const uint8_t* in, const int* sizes, uint8_t* out, int how) {                    \
+    __shared__ alignas(16) uint8_t to[64 * BYTES];                                                                 \
+    const int t = threadIdx.x;                                                                                     \
+    for (int k = 0; k < BYTES; ++k) to[t * BYTES + k] = 0xAB;                                                      \
+    const uint32_t d = shared_address(to + t * BYTES);                                                             \
+    const uint8_t* s = in + t * BYTES;                                                                             \
+    if (how == 0) {                                                                                                \
+      asm volatile("cp.async." LEVEL ".shared.global [%0], [%1], " #BYTES ";" ::"r"(d), "l"(s) : "memory");        \
+    } else if (how == 1) {                                                                                         \
+      asm volatile("cp.async." LEVEL ".shared.global.L2::128B [%0], [%1], " #BYTES ", %2;" ::"r"(d), "l"(s),       \
+                   "r"(sizes[t])                                                                                   \
+                   : "memory");                                                                                    \
+    } else {                                                                                                       \
+      asm volatile("{\n.reg .pred p;\nsetp.eq.s32 p, %2, 0;\ncp.async." LEVEL ".shared.global [%0], [%1], " #BYTES \
+                   ", p;\n}" ::"r"(d),                                                                             \
+                   "l"(s), "r"(sizes[t])                                                                           \
+                   : "memory");                                                                                    \
+    }                                                                                                              \
+    asm volatile("cp.async.wait_all;" ::: "memory");                                                               \
+    for (int k = 0; k < BYTES; ++k) out[t * BYTES + k] = to[t * BYTES + k];                                        \
   }
 COPY(copy_4, "ca", 4)
 COPY(copy_8, "ca", 8)
@@ -44,11 +45,21 @@ extern "C" __global__ void groups(const int* in, int* out, int left, int read) {
   if (t % 2) commit();
   commit();
   switch (left) {
-    case 0: asm volatile("cp.async.wait_group 0;" ::: "memory"); break;
-    case 1: asm volatile("cp.async.wait_group 1;" ::: "memory"); break;
-    case 2: asm volatile("cp.async.wait_group 2;" ::: "memory"); break;
-    case 3: asm volatile("cp.async.wait_group 3;" ::: "memory"); break;
-    case 4: asm volatile("cp.async.wait_group 4;" ::: "memory"); break;
+    case 0:
+      asm volatile("cp.async.wait_group 0;" ::: "memory");
+      break;
+    case 1:
+      asm volatile("cp.async.wait_group 1;" ::: "memory");
+      break;
+    case 2:
+      asm volatile("cp.async.wait_group 2;" ::: "memory");
+      break;
+    case 3:
+      asm volatile("cp.async.wait_group 3;" ::: "memory");
+      break;
+    case 4:
+      asm volatile("cp.async.wait_group 4;" ::: "memory");
+      break;
   }
   if (read != 2 || t % 2 == 0) out[t] = to[read][t];
   asm volatile("cp.async.wait_all;" ::: "memory");
@@ -154,11 +165,16 @@ extern "C" __global__ void pending(uint32_t* out) {
     mbarrier_init(&bar, 10);
     uint64_t state;
     for (int k = 0; k < 3; ++k) {
-      asm volatile("mbarrier.arrive.noComplete.shared.b64 %0, [%1], %2;" : "=l"(state) : "r"(shared_address(&bar)), "r"(k + 1)
+      asm volatile("mbarrier.arrive.noComplete.shared.b64 %0, [%1], %2;"
+                   : "=l"(state)
+                   : "r"(shared_address(&bar)), "r"(k + 1)
                    : "memory");
       asm volatile("mbarrier.pending_count.b64 %0, %1;" : "=r"(out[k]) : "l"(state));
     }
-    asm volatile("mbarrier.arrive_drop.noComplete.shared.b64 %0, [%1], 2;" : "=l"(state) : "r"(shared_address(&bar)) : "memory");
+    asm volatile("mbarrier.arrive_drop.noComplete.shared.b64 %0, [%1], 2;"
+                 : "=l"(state)
+                 : "r"(shared_address(&bar))
+                 : "memory");
     asm volatile("mbarrier.pending_count.b64 %0, %1;" : "=r"(out[3]) : "l"(state));
     out[4] = mbarrier_test(&bar, state);
     state = mbarrier_arrive_count(&bar, 2);
@@ -196,7 +212,10 @@ extern "C" __global__ void misuse(uint32_t* out, int bug) {
   if (bug == 9) out[0] = mbarrier_test(&bar[0], 17);
   if (bug == 10) {
     uint64_t state;
-    asm volatile("mbarrier.arrive.noComplete.shared.b64 %0, [%1], 2;" : "=l"(state) : "r"(shared_address(&bar[0])) : "memory");
+    asm volatile("mbarrier.arrive.noComplete.shared.b64 %0, [%1], 2;"
+                 : "=l"(state)
+                 : "r"(shared_address(&bar[0]))
+                 : "memory");
     out[0] = static_cast<uint32_t>(state);
   }
   if (bug == 11) {
@@ -205,5 +224,4 @@ extern "C" __global__ void misuse(uint32_t* out, int bug) {
   }
   if (bug == 12) mbarrier_arrive_count(&bar[0], 0);
   if (bug == 13) out[0] = mbarrier_test(reinterpret_cast<char*>(bar) + 4, 0);
-  if (bug == 14) out[0] = mbarrier_try_parity(&bar[0], 2);
 }

@@ -58,7 +58,9 @@ def loaded(array: np.ndarray, box: Box, mode: str, base: int, fill: bytes) -> np
     return shared
 
 
-def stored(array: np.ndarray, box: Box, mode: str, base: int, shared: np.ndarray) -> Iterator[tuple[tuple[int, ...], int]]:
+def stored(
+    array: np.ndarray, box: Box, mode: str, base: int, shared: np.ndarray
+) -> Iterator[tuple[tuple[int, ...], int]]:
     """Index in the array and offset in shared memory of each element that a store writes."""
     for number, index in box.elements():
         if index is not None:

@@ -84,7 +84,7 @@ def test_unwritten_source(load_cuda: Callable[..., Any]) -> None:
 
 @pytest.mark.parametrize("left", range(4))
 def test_store_groups(load_cuda: Callable[..., Any], completion: str, left: int) -> None:
-    kernel = load_cuda("bulk_copies", completion=completion)["store_groups"]
+    kernel = load_cuda("bulk_copies", completion=completion, checks=False)["store_groups"]
     out, seen = np.zeros((4, 32), np.int32), np.full(4, -1, np.int32)
     kernel(1, 32, out, seen, left)
     assert_array_equal(out, np.arange(1, 5)[:, None] * np.ones(32))
@@ -93,6 +93,13 @@ def test_store_groups(load_cuda: Callable[..., Any], completion: str, left: int)
         assert not seen[4 - left :].any()
     if completion == "eager":
         assert seen.all()
+    kernel.gpu.checks = True
+    if left == 0:
+        kernel(1, 32, out, seen, left)
+    else:
+        with pytest.raises(emulator.Fault) as caught:
+            kernel(1, 32, out, seen, left)
+        assert caught.value.kind == "async_too_early"
 
 
 FUNCTIONS: dict[str, Callable[[Any, Any], Any]] = {
@@ -110,8 +117,8 @@ TYPES = {
     "b64": torch.int64, "f16": torch.float16, "bf16": torch.bfloat16, "f32": torch.float32, "f64": torch.float64,
 }  # fmt: skip
 REDUCTIONS = [
-    *(f"add_{t}" for t in "u32 s32 u64 f16 bf16 f32 f64".split()),
-    *(f"{op}_{t}" for op in ("min", "max") for t in "u32 s32 u64 s64 f16 bf16".split()),
+    *(f"add_{t}" for t in ["u32", "s32", "u64", "f16", "bf16", "f32", "f64"]),
+    *(f"{op}_{t}" for op in ("min", "max") for t in ["u32", "s32", "u64", "s64", "f16", "bf16"]),
     *(f"{op}_{t}" for op in ("and", "or", "xor") for t in ("b32", "b64")),
     "inc_u32",
     "dec_u32",
@@ -125,9 +132,11 @@ def test_reduction(load_cuda: Callable[..., Any], name: str) -> None:
     rng = np.random.default_rng(REDUCTIONS.index(name))
     low = 0 if kind[0] in "ub" else -20
     blocks = 1 if operation in ("inc", "dec") else 3
-    whole = lambda shape: torch.tensor(rng.integers(low, 20, shape)).to(TYPES[kind])  # noqa: E731
-    values, target = whole((blocks, 48)), whole(48)
-    numbers = (lambda t: t.to(torch.float64).numpy()) if kind[0] in "fb" and kind[1] != "3" and kind[1] != "6" else torch.Tensor.numpy
+    values, target = (torch.tensor(rng.integers(low, 20, shape)).to(TYPES[kind]) for shape in ((blocks, 48), (48,)))
+
+    def numbers(tensor: torch.Tensor) -> np.ndarray:
+        return tensor.double().numpy() if tensor.is_floating_point() else tensor.numpy()
+
     expected = reduce(FUNCTIONS[operation], numbers(values), numbers(target))
     raw = values.view(torch.uint8).reshape(blocks, -1)
     kernel(blocks, 32, raw, target, raw.shape[1])

@@ -63,7 +63,12 @@ def test_exchange(load_cuda: Callable[..., Any], how: int) -> None:
 
 @pytest.mark.parametrize(
     ("how", "kinds"),
-    [(2, {"shared_race", "uninitialised_shared"}), (4, {"barrier_misuse"}), (5, {"barrier_misuse"}), (6, {"use_after_free"})],
+    [
+        (2, {"shared_race", "uninitialised_shared"}),
+        (4, {"barrier_misuse"}),
+        (5, {"barrier_misuse"}),
+        (6, {"use_after_free"}),
+    ],
 )
 def test_misused_barrier(load_cuda: Callable[..., Any], how: int, kinds: set[str]) -> None:
     for seed in range(4):
@@ -92,3 +97,11 @@ def test_remote_arrivals(load_cuda: Callable[..., Any]) -> None:
         with pytest.raises(emulator.Fault) as caught:
             kernel(4, 32, out, 1, cluster=4)
         assert caught.value.kind in {"shared_race", "mbarrier_misuse"}
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_exited_threads_count_as_arrived(load_cuda: Callable[..., Any], blocks: int) -> None:
+    for seed in range(6):
+        out = np.zeros((blocks, 64), np.uint32)
+        load_cuda("bulk_copies", seed=seed)["early_exits"](blocks, 64, out, cluster=blocks)
+        assert_array_equal(out, np.broadcast_to(np.where(np.arange(64) % 2, 0, np.arange(64)), out.shape))

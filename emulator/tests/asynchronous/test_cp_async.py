@@ -59,7 +59,11 @@ def test_groups(load_cuda: Callable[..., Any], completion: str, left: int) -> No
 
 @pytest.mark.parametrize(
     ("bug", "kinds"),
-    [(1, {"async_too_early"}), (2, {"shared_race", "async_too_early", "uninitialised_shared"}), (3, {"async_too_early"})],
+    [
+        (1, {"async_too_early"}),
+        (2, {"shared_race", "async_too_early", "uninitialised_shared"}),
+        (3, {"async_too_early"}),
+    ],
 )
 def test_planted(load_cuda: Callable[..., Any], completion: str, bug: int, kinds: set[str]) -> None:
     for seed in range(4):

@@ -71,7 +71,9 @@ def mbarrier() -> Iterator[str]:
     for operation in ("arrive", "arrive_drop"):
         yield from each(f"mbarrier.{operation}", scopes, spaces, f".b64 %rd4, {MBAR}", ["", ", %r3", ", 2"])
         yield from each(f"mbarrier.{operation}", scopes[1::2], f".shared::cta.b64 _, {MBAR}", ["", ", 2"])
-        yield from each(f"mbarrier.{operation}", ["", ".release.cluster"], f".shared::cluster.b64 _, {MBAR}", ["", ", 2"])
+        yield from each(
+            f"mbarrier.{operation}", ["", ".release.cluster"], f".shared::cluster.b64 _, {MBAR}", ["", ", 2"]
+        )
         yield from each(f"mbarrier.{operation}.b64 %rd4, [%rd2]", ["", ", 3"])
         yield from each(f"mbarrier.{operation}.expect_tx", scopes, f".shared::cta.b64 %rd4, {MBAR}, ", ["%r3", "64"])
         yield f"mbarrier.{operation}.expect_tx.release.cluster.shared::cluster.b64 _, {MBAR}, 64"
@@ -100,10 +102,33 @@ def bulk() -> Iterator[str]:
         yield f"cp.async.bulk.prefetch.L2.global{cache} {FROM}, %r3{policy}"
         yield f"cp.reduce.async.bulk.global.shared::cta.bulk_group{cache}.add.f32 {FROM}, {TO}, 64{policy}"
     yield f"cp.async.bulk.shared::cluster.shared::cta{BULK_LOAD} {TO}, [%r4], %r3, {MBAR}"
-    remote = "add.s32 add.u32 add.u64 inc.u32 dec.u32 min.s32 min.u32 max.s32 max.u32 and.b32 or.b32 xor.b32".split()
+    remote = [
+        "add.s32",
+        "add.u32",
+        "add.u64",
+        "inc.u32",
+        "dec.u32",
+        "min.s32",
+        "min.u32",
+        "max.s32",
+        "max.u32",
+        "and.b32",
+        "or.b32",
+        "xor.b32",
+    ]
     for operation in remote:
         yield f"cp.reduce.async.bulk.shared::cluster.shared::cta{BULK_LOAD}.{operation} {TO}, [%r4], %r3, {MBAR}"
-    for operation in (*remote, "and.b64", "min.s64", "max.u64", "add.f64", "add.noftz.f16", "add.noftz.bf16", "min.f16", "max.bf16"):
+    for operation in (
+        *remote,
+        "and.b64",
+        "min.s64",
+        "max.u64",
+        "add.f64",
+        "add.noftz.f16",
+        "add.noftz.bf16",
+        "min.f16",
+        "max.bf16",
+    ):
         yield f"cp.reduce.async.bulk.global.shared::cta.bulk_group.{operation} {FROM}, {TO}, 64"
     yield "cp.async.bulk.commit_group"
     yield from each("cp.async.bulk.wait_group", ["", ".read"], " ", ["0", "3"])
@@ -120,7 +145,7 @@ def tensor() -> Iterator[str]:
             yield f"{copy}.shared::cluster.global{mode}{many} {TO}, {place}, {MBAR}, %h1{policy}"
             yield f"{copy}.global.shared::cta{mode}.bulk_group{cache} {place}, {TO}{policy}"
             yield f"cp.async.bulk.prefetch.tensor.{rank}d.L2.global{mode}{cache} {place}{policy}"
-            for operation in "add min max inc dec and or xor".split():
+            for operation in ["add", "min", "max", "inc", "dec", "and", "or", "xor"]:
                 reduce = f"cp.reduce.async.bulk.tensor.{rank}d.global.shared::cta.{operation}"
                 yield f"{reduce}{mode}.bulk_group{cache} {place}, {TO}{policy}"
 
@@ -155,7 +180,11 @@ def others() -> Iterator[str]:
     yield "fence.proxy.async::generic.release.sync_restrict::shared::cta.cluster"
     yield from each("barrier.cluster.arrive", ["", ".release", ".relaxed"], ["", ".aligned"])
     yield from each("barrier.cluster.wait", ["", ".acquire"], ["", ".aligned"])
-    yield from ("mapa.shared::cluster.u32 %r3, %r2, %r4", "mapa.shared::cluster.u64 %rd3, %rd2, 0", "mapa.u64 %rd3, %rd2, %r4")
+    yield from (
+        "mapa.shared::cluster.u32 %r3, %r2, %r4",
+        "mapa.shared::cluster.u64 %rd3, %rd2, 0",
+        "mapa.u64 %rd3, %rd2, %r4",
+    )
     yield from ("getctarank.shared::cluster.u32 %r3, %r2", "getctarank.u64 %r3, %rd2")
     store = f"st.async.weak.shared::cluster{BULK_LOAD}"
     yield from each(store, ".", ["b32", "u32", "s32"], f" {TO}, %r3, {MBAR}")
@@ -164,7 +193,19 @@ def others() -> Iterator[str]:
     yield f"{store}.v2.b64 {TO}, {{%rd3, %rd4}}, {MBAR}"
     yield f"{store}.v2.b32 {TO}, {{%r3, %r4}}, {MBAR}"
     yield f"{store}.v4.f32 {TO}, {{%f1, %f1, %f1, %f1}}, {MBAR}"
-    for operation in "inc.u32 dec.u32 min.u32 min.s32 max.u32 max.s32 add.u32 add.s32 and.b32 or.b32 xor.b32".split():
+    for operation in [
+        "inc.u32",
+        "dec.u32",
+        "min.u32",
+        "min.s32",
+        "max.u32",
+        "max.s32",
+        "add.u32",
+        "add.s32",
+        "and.b32",
+        "or.b32",
+        "xor.b32",
+    ]:
         yield f"red.async.relaxed.cluster.shared::cluster{BULK_LOAD}.{operation} {TO}, %r3, {MBAR}"
     yield f"red.async.relaxed.cluster.shared::cluster{BULK_LOAD}.add.u64 {TO}, %rd3, {MBAR}"
     yield from ("griddepcontrol.launch_dependents", "griddepcontrol.wait")
@@ -176,7 +217,9 @@ def others() -> Iterator[str]:
     yield from each("applypriority", ["", ".global"], ".L2::evict_normal [%rd2], 128")
     first = ["evict_last", "evict_normal", "evict_first", "evict_unchanged"]
     yield from each("createpolicy.fractional.L2::", first, ["", ".L2::evict_unchanged"], ".b64 %rd3", ["", ", 0.5"])
-    yield from each("createpolicy.range", ["", ".global"], ".L2::evict_last.L2::evict_first.b64 %rd3, [%rd2], 4096, %r3")
+    yield from each(
+        "createpolicy.range", ["", ".global"], ".L2::evict_last.L2::evict_first.b64 %rd3, [%rd2], 4096, %r3"
+    )
     yield "createpolicy.cvt.L2.b64 %rd3, %rd4"
 
 
@@ -197,8 +240,16 @@ def test_ptxas_agrees(family: type, tmp_path: Path) -> None:
     source.write_text(module(list(family())))
     done = subprocess.run([ptxas, "-arch=sm_90a", source, "-o", "/dev/null"], capture_output=True, text=True)
     lines = source.read_text().splitlines()
-    errors = [f"{line} {lines[int(line.split(',')[1].split()[1]) - 1]}" for line in done.stderr.splitlines() if ", line " in line]
+    errors = [
+        f"{error} {lines[int(error.split(',')[1].split()[1]) - 1]}"
+        for error in done.stderr.splitlines()
+        if ", line " in error
+    ]
     assert not errors, "\n".join(errors)
+
+
+LOAD_3D = f"{BULK_LOAD} [%r2], [%rd2, {{1, 1, 1}}], [%r1], {{%h1}}"
+LOAD_ROWS = f"{BULK_LOAD} [%r2], [%rd2, {{1, 1, 1, 1, 1}}], [%r1]"
 
 
 @pytest.mark.parametrize(
@@ -215,9 +266,9 @@ def test_ptxas_agrees(family: type, tmp_path: Path) -> None:
         ("cp.async.bulk.global.shared::cta.bulk_group.cp_mask [%rd2], [%r2], 16, %h1", "unsupported"),
         ("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.b32 [%rd2], [%r2], 16", "unknown_instruction"),
         ("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f16 [%rd2], [%r2], 16", "unknown_instruction"),
-        (f"cp.async.bulk.tensor.3d.shared::cluster.global.im2col{BULK_LOAD} [%r2], [%rd2, {{1, 1, 1}}], [%r1], {{%h1}}", "unsupported"),
-        (f"cp.async.bulk.tensor.2d.shared::cluster.global.tile::gather4{BULK_LOAD} [%r2], [%rd2, {{1, 1, 1, 1, 1}}], [%r1]", "unsupported"),
-        (f"cp.async.bulk.tensor.2d.shared::cluster.global{BULK_LOAD} [%r2], [%rd2, {{1}}], [%r1]", "unknown_instruction"),
+        (f"cp.async.bulk.tensor.3d.shared::cluster.global.im2col{LOAD_3D}", "unsupported"),
+        (f"cp.async.bulk.tensor.2d.shared::cluster.global.tile::gather4{LOAD_ROWS}", "unsupported"),
+        (f"cp.async.bulk.tensor.2d.shared::cta.global{BULK_LOAD} [%r2], [%rd2, {{1}}], [%r1]", "unknown_instruction"),
         ("tensormap.replace.tile.colour.global.b1024.b32 [%rd2], 1", "unknown_instruction"),
         ("fence.proxy.texture", "unknown_instruction"),
         ("fence.acq_rel.warp", "unknown_instruction"),

@@ -54,7 +54,6 @@ def test_pending_counts(load_cuda: Callable[..., Any]) -> None:
         (11, {"mbarrier_misuse"}),  # used after inval
         (12, {"bad_argument"}),
         (13, {"misaligned"}),
-        (14, {"bad_argument"}),
     ],
 )
 def test_misuse(load_cuda: Callable[..., Any], bug: int, kinds: set[str]) -> None:

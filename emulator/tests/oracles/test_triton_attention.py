@@ -59,11 +59,8 @@ def test_forward(make_gpu, arch, seed, causal, d, bm, bn, warps):
 @ARCHES
 @SEEDS
 @CAUSAL
-@pytest.mark.parametrize(("specialize", "bm", "warps"), [(False, 64, 4), (True, 64, 4)], ids=["plain", "roles"])
-def test_forward_descriptors(make_gpu, arch, seed, causal, specialize, bm, warps):
-    if specialize and arch < 90:
-        pytest.skip("warp specialisation needs sm_90")
-    heads, length, d, bn = 2, 192, 64, 64
+def test_forward_descriptors(make_gpu, arch, seed, causal):
+    heads, length, d, bm, bn = 2, 192, 64, 64, 64
     (q, k, v), expected, _ = problem(heads, length, d, causal)
 
     def box(rows):
@@ -72,11 +69,29 @@ def test_forward_descriptors(make_gpu, arch, seed, causal, specialize, bm, warps
     compiled = compile_kernel(
         attention.forward_tma, arch,
         {"q": box(bm), "k": box(bn), "v": box(bn), "out": box(bm), "length": "i32", "scale": "fp32"},
-        options={"num_warps": warps}, D=d, BM=bm, BN=bn, CAUSAL=causal, SPECIALIZE=specialize,
+        D=d, BM=bm, BN=bn, CAUSAL=causal,
     )  # fmt: skip
     gpu = make_gpu(arch, seed)
     out = gpu.empty(q.shape, np.uint16)
-    scale = math.log2(math.e) / math.sqrt(d)
     inputs = [Descriptor(gpu.array(part), "bf16") for part in (q, k, v)]
+    scale = math.log2(math.e) / math.sqrt(d)
     compiled.launch(gpu, (length // bm, heads), *inputs, Descriptor(out, "bf16"), length, scale)
+    np.testing.assert_allclose(decode(out, "bf16"), expected, **TOLERANCE)
+
+
+@SEEDS
+@CAUSAL
+def test_forward_roles(make_gpu, seed, causal):
+    heads, length, d, bm, bn = 2, 256, 64, 128, 64
+    (q, k, v), expected, _ = problem(heads, length, d, causal)
+    compiled = compile_kernel(
+        attention.forward_roles, 90,
+        {**dict.fromkeys(("q", "k", "v", "out"), "*bf16"), "length": "i32", "scale": "fp32"},
+        multiples_of_16=("length",), D=d, BM=bm, BN=bn, CAUSAL=causal,
+    )  # fmt: skip
+    assert "setmaxnreg" in compiled.ptx
+    gpu = make_gpu(90, seed)
+    out = gpu.empty(q.shape, np.uint16)
+    scale = math.log2(math.e) / math.sqrt(d)
+    compiled.launch(gpu, (length // bm, heads), *map(gpu.array, (q, k, v)), out, length, scale)
     np.testing.assert_allclose(decode(out, "bf16"), expected, **TOLERANCE)

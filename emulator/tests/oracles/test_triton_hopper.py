@@ -73,9 +73,11 @@ def test_widths(make_gpu, instruction_n, a_in_registers, warps):
     )  # fmt: skip
 
 
-@SEEDS
+@pytest.mark.parametrize(
+    ("completion", "seed"), [("random", 0), ("random", 1), ("latest", 0), ("lifo", 0), ("eager", 0)]
+)
 @pytest.mark.parametrize(("stages", "k"), [(2, 256), (3, 64), (4, 500)])
-def test_roles(make_gpu, seed, stages, k):
+def test_roles(make_gpu, completion, seed, stages, k):
     m, n = 128, 192
     rng = np.random.default_rng(3)
     # Rows of a multiple of 16 bytes; the last step of K is cut short.
@@ -85,7 +87,7 @@ def test_roles(make_gpu, seed, stages, k):
     box = descriptor_type("bf16", (64, 64), layout)
     compiled = compile_kernel(hopper.matmul_roles, 90, {"a": box, "b": box, "c": box, "K": "i32"}, STAGES=stages)
     assert "setmaxnreg" in compiled.ptx
-    gpu = make_gpu(90, seed)
+    gpu = make_gpu(90, seed, completion=completion)
     c = gpu.empty((m, n), np.uint16)
     a, b = (Descriptor(gpu.array(encode(part, "bf16")), "bf16") for part in (x, y))
     compiled.launch(gpu, (m // 64, n // 64), a, b, Descriptor(c, "bf16"), k)

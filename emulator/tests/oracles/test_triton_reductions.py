@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -290,3 +292,31 @@ def test_last_program(make_gpu, arch, seed):
     out = gpu.empty(1)
     compiled.launch(gpu, programs, gpu.array(x), gpu.empty(programs), gpu.zeros(1, np.int32), out, n)
     assert out[0] == x.sum()
+
+
+@ARCHES
+@SEEDS
+def test_relay(make_gpu, arch, seed):
+    rows, columns = 9, 256
+    x = np.random.default_rng(16).integers(-100, 100, (rows, columns)).astype(np.float32)
+    compiled = compile_kernel(reductions.relay, arch, {"x": "*fp32", "out": "*fp32", "flags": "*i32"}, COLUMNS=columns)
+    gpu = make_gpu(arch, seed)
+    out = gpu.empty(x.shape)
+    compiled.launch(gpu, rows, gpu.array(x), out, gpu.zeros(rows, np.int32))
+    np.testing.assert_array_equal(out, np.cumsum(x, 0))
+
+
+@SEEDS
+def test_dependent_launches(make_gpu, seed):
+    n = 1000
+    x = np.arange(n, dtype=np.float32)
+    compiled = compile_kernel(
+        reductions.dependent_double, 90, {"x": "*fp32", "out": "*fp32", "n": "i32"}, options={"launch_pdl": True},
+        BLOCK=256,
+    )  # fmt: skip
+    assert "griddepcontrol.wait" in compiled.ptx
+    gpu = make_gpu(90, seed)
+    arrays = [gpu.array(x), gpu.empty(n), gpu.empty(n), gpu.empty(n)]
+    for source, target in itertools.pairwise(arrays):
+        compiled.launch(gpu, 4, source, target, n, programmatic=True)
+    np.testing.assert_array_equal(arrays[-1], 8 * x)

@@ -44,12 +44,10 @@ def test_copy_2d(make_gpu, arch, kernel, kind, box):
     np.testing.assert_array_equal(decode(target, kind), expected)
 
 
-@ARCHES
-@pytest.mark.parametrize("padding", ["zero", "nan"])
+# How Triton pads without the TMA unit is not under test.
+@pytest.mark.parametrize(("arch", "padding"), [(80, "zero"), (90, "zero"), (90, "nan")])
 @pytest.mark.parametrize("corner", [(0, 0), (-3, -5), (37, 30), (-16, 0), (40, 200), (8, -31)])
 def test_load_outside(make_gpu, arch, corner, padding):
-    if arch < 90 and padding == "nan":
-        pytest.skip("how Triton pads without the TMA unit is not under test")
     gpu = make_gpu(arch)
     x = np.random.default_rng(2).standard_normal((40, 60)).astype(np.float32)
     compiled = compile_kernel(
@@ -132,13 +130,13 @@ def test_reduce(make_gpu, arch, seed, op, kind):
     assert np.abs(difference).max() <= (2 if (op, kind) == ("add", "bf16") else 0)
 
 
-@ARCHES
 @pytest.mark.parametrize("a_transposed", [False, True])
 @pytest.mark.parametrize("b_transposed", [False, True])
-@pytest.mark.parametrize("kind", ["bf16", "fp16", "fp32", "fp8e5", "fp8e4nv"])
+@pytest.mark.parametrize(
+    ("arch", "kind"),
+    [(arch, kind) for arch in (80, 90) for kind in ("bf16", "fp16", "fp32", "fp8e5")] + [(90, "fp8e4nv")],
+)
 def test_matmul_layouts(make_gpu, arch, a_transposed, b_transposed, kind):
-    if arch < 90 and kind == "fp8e4nv":
-        pytest.skip("Triton has e4m3 from sm_90 on only")
     m, n, k, bm, bn, bk = 128, 64, 96, 64, 64, 32
     rng = np.random.default_rng(5)
     x, y = grid(rng, (m, k)), grid(rng, (k, n))
@@ -217,27 +215,38 @@ def test_descriptors_of_the_kernel(make_gpu, arch, seed):
 
 
 @SEEDS
-@pytest.mark.parametrize(
-    ("specialize", "rows", "warps"), [(False, 128, 4), (True, 64, 4), (True, 128, 8)], ids=["flat", "roles", "wide"]
-)
-def test_persistent(make_gpu, seed, specialize, rows, warps):
+def test_persistent(make_gpu, seed):
     m, n, k = 256, 192, 192
     rng = np.random.default_rng(9)
     x, y = grid(rng, (m, k)), grid(rng, (n, k))
     gpu = make_gpu(90, seed)
     c = gpu.empty((m, n), np.uint16)
     boxes = {
-        "a": descriptor_type("bf16", rows, 64), "b": descriptor_type("bf16", 64, 64),
-        "c": descriptor_type("bf16", rows, 64), **dict.fromkeys("MNK", "i32"),
+        "a": descriptor_type("bf16", 128, 64), "b": descriptor_type("bf16", 64, 64),
+        "c": descriptor_type("bf16", 128, 64), **dict.fromkeys("MNK", "i32"),
     }  # fmt: skip
-    compiled = compile_kernel(
-        tma.matmul_persistent, 90, boxes, options={"num_warps": warps, "num_stages": 3}, BM=rows, BN=64, BK=64,
-        SPECIALIZE=specialize,
-    )  # fmt: skip
-    if specialize and warps == 4:
-        assert "setmaxnreg" in compiled.ptx
+    compiled = compile_kernel(tma.matmul_persistent, 90, boxes, BM=128, BN=64, BK=64)
     a, b = (Descriptor(gpu.array(encode(part, "bf16")), "bf16") for part in (x, y))
     compiled.launch(gpu, 4, a, b, Descriptor(c, "bf16"), m, n, k)
+    np.testing.assert_array_equal(c, encode(x @ y.T, "bf16"))
+
+
+@SEEDS
+@pytest.mark.parametrize("tile", [(128, 64), (128, 256), (256, 64)])
+def test_roles(make_gpu, seed, tile):
+    bm, bn = tile
+    m, n, k = 320, 272, 208
+    rng = np.random.default_rng(11)
+    x, y = grid(rng, (m, k)), grid(rng, (n, k))
+    gpu = make_gpu(90, seed)
+    c = gpu.empty((m, n), np.uint16)
+    compiled = compile_kernel(
+        tma.matmul_roles, 90, dict.fromkeys("abc", "*bf16") | dict.fromkeys("MNK", "i32"),
+        multiples_of_16=("M", "N", "K"), BM=bm, BN=bn, BK=64,
+    )  # fmt: skip
+    assert "setmaxnreg" in compiled.ptx
+    assert compiled.num_threads == 384
+    compiled.launch(gpu, 3, gpu.array(encode(x, "bf16")), gpu.array(encode(y, "bf16")), c, m, n, k)
     np.testing.assert_array_equal(c, encode(x @ y.T, "bf16"))
 
 

@@ -65,7 +65,7 @@ class Compiled:
         scratch = gpu.empty((self.scratch_bytes * blocks * self.num_ctas,), np.uint8) if self.scratch_bytes else None
         return [*flat, scratch, None]
 
-    def launch(self, gpu: Any, grid: int | tuple[int, ...], *values: Any) -> Any:
+    def launch(self, gpu: Any, grid: int | tuple[int, ...], *values: Any, programmatic: bool = False) -> Any:
         """Run the kernel on `gpu` over `grid` programs."""
         grid = (grid,) if isinstance(grid, int) else grid
         # A program is a cluster of num_ctas blocks along x.
@@ -77,6 +77,7 @@ class Compiled:
             *self.arguments(gpu, int(np.prod(grid)), list(values)),
             shared_bytes=self.shared_bytes,
             cluster=self.num_ctas if self.num_ctas > 1 else None,
+            programmatic=programmatic,
         )
 
     @staticmethod

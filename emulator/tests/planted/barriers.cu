@@ -255,3 +255,32 @@ __global__ void barrier_skipped_by_a_warp(const int* in, int* out) {
   out[tid] = left + tile[127 - tid];
 }
 PLANT(barrier_skipped_by_a_warp, const int*, int*);
+
+// Blocks draw tiles from a counter until there are none; the broadcast of the tile's number is a buffer like any other.
+template <bool kBug>
+__global__ void work_queue(const int* in, int* out, int tiles, int* next) {
+  __shared__ int tile;
+  int tid = threadIdx.x;
+  for (;;) {
+    if (tid == 0) tile = atomicAdd(next, 1);  // BUG: shared_race
+    __syncthreads();
+    int mine = tile;  // BUG: shared_race
+    if (!kBug) __syncthreads();
+    if (mine >= tiles) break;
+    out[mine * 64 + tid] = 5 * in[mine * 64 + tid];
+  }
+}
+PLANT(work_queue, const int*, int*, int, int*);
+
+// Two arrays cut out of the dynamic shared memory, the second one too early.
+template <bool kBug>
+__global__ void overlapping_arrays(const int* in, int* out) {
+  extern __shared__ int memory[];
+  int *keys = memory, *values = memory + (kBug ? 63 : 64);
+  int tid = threadIdx.x;
+  keys[tid] = in[tid] & 63;    // BUG: shared_race
+  values[tid] = in[tid] >> 6;  // BUG: shared_race
+  __syncthreads();
+  out[tid] = values[keys[tid]];
+}
+PLANT(overlapping_arrays, const int*, int*);

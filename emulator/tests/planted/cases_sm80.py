@@ -282,6 +282,21 @@ def barrier_skipped_by_a_warp(run: Run) -> None:
     assert_array_equal(out, left + INTS[127::-1])
 
 
+@planted("barriers.cu")
+def work_queue(run: Run) -> None:
+    out = run.empty(64 * 9)
+    run(2, 64, run.array(INTS[:576]), out, 9, run.zeros(1))
+    assert_array_equal(out, 5 * INTS[:576])
+
+
+@planted("barriers.cu")
+def overlapping_arrays(run: Run) -> None:
+    values = np.abs(INTS[:64]) * 64 + np.arange(64) % 50
+    out = run.empty(64)
+    run(1, 64, run.array(values), out, shared_bytes=512)
+    assert_array_equal(out, (values >> 6)[values & 63])
+
+
 # cp_async.cu
 
 CHUNKS = INTS[:512].reshape(128, 4)
@@ -388,7 +403,10 @@ def warp_synchronous_reduction(run: Run) -> None:
 
 @planted("warp.cu")
 def volatile_warp_reduction(run: Run) -> None:
-    warp_synchronous_reduction(run)
+    # Many blocks: which lanes run ahead of which is a matter of chance.
+    out = run.empty(16)
+    run(16, 32, run.array(INTS[:1024]), out)
+    assert_array_equal(out, INTS[:1024].reshape(16, 64).sum(1))
 
 
 @planted("warp.cu")
@@ -500,6 +518,26 @@ def mma_in_a_branch(run: Run) -> None:
     assert_array_equal(out, (a.float() @ b.float().T).numpy())
 
 
+@planted("warp.cu")
+def tile_without_sync(run: Run) -> None:
+    out = run.empty(64)
+    run(1, 64, run.array(INTS[:64]), out)
+    rows = INTS[:64].reshape(8, 8).copy()
+    for row, values in enumerate(rows):
+        for _ in range(row + 1):
+            values += np.roll(values, -1)
+    assert_array_equal(out.reshape(8, 8), np.repeat(rows.sum(1)[:, None], 8, axis=1))
+
+
+@planted("warp.cu")
+def aggregated_atomics(run: Run) -> None:
+    expected = np.sort(INTS[:256][INTS[:256] > 0])
+    count, out = run.zeros(1), run.empty(256)
+    run(1, 256, run.array(INTS[:256]), count, out)
+    assert count[0] == expected.size
+    assert_array_equal(np.sort(out[: expected.size]), expected)
+
+
 # global_races.cu
 
 
@@ -601,3 +639,17 @@ def hand_made_grid_barrier(run: Run) -> None:
     out = run.empty(blocks)
     run(blocks, 1024, run.array(INTS[:blocks]), run.zeros(1), run.empty(blocks), out)
     assert_array_equal(out, INTS[:blocks][::-1])
+
+
+@planted("global_races.cu")
+def polls_with_weak_load(run: Run) -> None:
+    out = run.empty(32)
+    run(2, 32, run.array([23]), run.zeros(1), out)
+    assert_array_equal(out, np.full(32, 23))
+
+
+@planted("global_races.cu")
+def read_only_load_of_written(run: Run) -> None:
+    out = run.empty(64)
+    run(1, 64, run.array(INTS[:64]), run.zeros(64), out)
+    assert_array_equal(out, INTS[np.arange(64) ^ 33] + 4)

@@ -226,6 +226,39 @@ def tma_store_read_back(run: Run) -> None:
 
 
 @planted("tma.cu", "sm_90a")
+def tma_store_fence_too_early(run: Run) -> None:
+    _stored(run, 1)
+
+
+@planted("tma.cu", "sm_90a")
+def tma_store_fence_by_one(run: Run) -> None:
+    _stored(run, 1)
+
+
+@planted("tma.cu", "sm_90a")
+def tma_store_two_buffers(run: Run) -> None:
+    tiles = 5
+    out = run.empty((8 * tiles, 32))
+    run(1, 256, run.array(INTS[: 256 * tiles]), emulator.TensorMap(out, (8, 32)), tiles)
+    assert_array_equal(out.ravel(), INTS[: 256 * tiles] + np.repeat(np.arange(tiles), 256))
+
+
+@planted("tma.cu", "sm_90a")
+def tma_load_over_stores(run: Run) -> None:
+    _one_tile(run, _map(run, 8)[0])
+
+
+@planted("tma.cu", "sm_90a")
+def tensor_map_without_acquire(run: Run) -> None:
+    # A map of zeros, in global memory, that the kernel points at the values.
+    tensor_map = emulator.TensorMap(run.zeros((8, 32)), (8, 32))
+    in_memory = run.array(np.frombuffer(bytes(tensor_map), np.uint8), np.uint8)
+    out = run.empty(256)
+    run(1, 256, in_memory, run.array(INTS[:256]), out)
+    assert_array_equal(out, INTS[:256])
+
+
+@planted("tma.cu", "sm_90a")
 def pipeline(run: Run) -> None:
     rounds = 8
     tensor_map, values = _map(run, 8 * rounds - 3)  # the last box hangs over the end
@@ -267,6 +300,15 @@ def stored_operands(run: Run) -> None:
     run(1, 128, run.gpu.array(a), run.gpu.array(b), out)
     expected = a[:64].float() @ b[:8].float().T + a[64:].float() @ b[8:].float().T
     assert_array_equal(out, expected.numpy())
+
+
+@planted("wgmma.cu", "sm_90a")
+def gathered_rows(run: Run) -> None:
+    a, b = small_bf16(100, 64, 10), small_bf16(8, 64, 11)
+    row_of = np.random.default_rng(12).permutation(100)[:64]
+    out = run.empty((64, 8), np.float32)
+    run(1, 256, run.gpu.array(a), run.array(row_of), run.gpu.array(b), out)
+    assert_array_equal(out, (a[row_of].float() @ b.float().T).numpy())
 
 
 @planted("wgmma.cu", "sm_90a")
@@ -353,6 +395,11 @@ def arrives_before_storing(run: Run) -> None:
     out = run.empty(64)
     run(2, 64, run.array(INTS[:64]), out, cluster=2)
     assert_array_equal(out, INTS[63::-1])
+
+
+@planted("cluster.cu", "sm_90a")
+def remote_stores(run: Run) -> None:
+    _from_neighbour(run)
 
 
 @planted("cluster.cu", "sm_90a")

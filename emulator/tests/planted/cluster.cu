@@ -161,6 +161,38 @@ __global__ void arrives_before_storing(const int* in, int* out) {
 }
 PLANT(arrives_before_storing, const int*, int*);
 
+// Stores that count their bytes at the receiver.
+constexpr int kReadTooEarly = 1, kExpectTooMuch = 2, kNotClustered = 3;
+
+template <int kBug>
+__global__ void remote_stores(const int* in, int* out) {
+  __shared__ uint64_t full;
+  __shared__ int tile[64];
+  int tid = threadIdx.x;
+  if (tid == 0) {
+    mbarrier_init(&full, 1);
+    mbarrier_arrive_expect(&full, kBug == kExpectTooMuch ? 260 : 256);
+  }
+  if (kBug == kNotClustered) {
+    __syncthreads();
+  } else {
+    cluster_arrive();
+    cluster_wait();
+  }
+  uint32_t other = cluster_rank() ^ 1;
+  // clang-format off
+  store_async(map_to_rank(&tile[tid], other), in[blockIdx.x * 64 + tid], map_to_rank(&full, other));  // BUG(kReadTooEarly): async_too_early | shared_race  // BUG(kNotClustered): mbarrier_misuse | shared_race
+  if (kBug != kReadTooEarly) mbarrier_wait_cluster(&full, 0);  // BUG(kExpectTooMuch): deadlock  // BUG(kNotClustered): shared_race | mbarrier_misuse
+  out[blockIdx.x * 64 + tid] = tile[63 - tid];  // BUG(kReadTooEarly): async_too_early | uninitialised_shared
+  // clang-format on
+  cluster_arrive();
+  cluster_wait();
+}
+PLANT_VARIANT(remote_stores, kSound, const int*, int*);
+PLANT_VARIANT(remote_stores, kReadTooEarly, const int*, int*);
+PLANT_VARIANT(remote_stores, kExpectTooMuch, const int*, int*);
+PLANT_VARIANT(remote_stores, kNotClustered, const int*, int*);
+
 // Bins spread over the cluster, filled with atomics through generic addresses.
 template <bool kBug>
 __global__ void shared_histogram(const int* in, int* out) {
@@ -189,7 +221,7 @@ __global__ void cluster_over_limit(const int* in, int* out) {  // BUG: launch_li
 PLANT(cluster_over_limit, const int*, int*);
 
 // Each block loads half of a tile into both.
-constexpr int kReleaseOwnOnly = 1, kExpectHalf = 2, kNoBarrierAtStart = 3, kNoBarrierAtEnd = 4;
+constexpr int kReleaseOwnOnly = 1, kExpectHalf = 2, kNoBarrierAtStart = 3, kNoBarrierAtEnd = 4, kOwnMask = 5;
 
 template <int kBug>
 __global__ void __launch_bounds__(128) multicast(const __grid_constant__ CUtensorMap map, int* out, int rounds) {
@@ -216,13 +248,13 @@ __global__ void __launch_bounds__(128) multicast(const __grid_constant__ CUtenso
     int stage = i % kStages, phase = i / kStages % 2;
     if (tid == 0) {
       // clang-format off
-      mbarrier_wait_cluster(&empty[stage], phase ^ 1);  // BUG(kExpectHalf): deadlock  // BUG(kReleaseOwnOnly): deadlock
+      mbarrier_wait_cluster(&empty[stage], phase ^ 1);  // BUG(kExpectHalf): deadlock  // BUG(kReleaseOwnOnly): deadlock  // BUG(kOwnMask): deadlock
       mbarrier_arrive_expect(&full[stage], kBug == kExpectHalf ? 512 : 1024);  // BUG(kExpectHalf): mbarrier_misuse
-      tma_load_multicast(&tile[stage][rank * 128], &map, 0, i * 8 + rank * 4, &full[stage], 3);  // BUG(kReleaseOwnOnly): async_too_early | shared_race | mbarrier_misuse  // BUG(kExpectHalf): mbarrier_misuse | async_too_early | shared_race  // BUG(kNoBarrierAtStart): mbarrier_misuse | shared_race | uninitialised_shared
+      tma_load_multicast(&tile[stage][rank * 128], &map, 0, i * 8 + rank * 4, &full[stage], kBug == kOwnMask ? 1 << rank : 3);  // BUG(kReleaseOwnOnly): async_too_early | shared_race | mbarrier_misuse  // BUG(kExpectHalf): mbarrier_misuse | async_too_early | shared_race  // BUG(kNoBarrierAtStart): mbarrier_misuse | shared_race | uninitialised_shared
       // clang-format on
     }
     // clang-format off
-    mbarrier_try_wait(&full[stage], phase);  // BUG(kExpectHalf): mbarrier_misuse | deadlock  // BUG(kReleaseOwnOnly): deadlock
+    mbarrier_try_wait(&full[stage], phase);  // BUG(kExpectHalf): mbarrier_misuse | deadlock  // BUG(kReleaseOwnOnly): deadlock  // BUG(kOwnMask): deadlock
     sum += (i + 1) * (tile[stage][tid] - tile[stage][255 - tid]);  // BUG(kReleaseOwnOnly): async_too_early | shared_race  // BUG(kExpectHalf): async_too_early | uninitialised_shared
     // clang-format on
     __syncthreads();
@@ -242,3 +274,4 @@ PLANT_MULTICAST(kReleaseOwnOnly);
 PLANT_MULTICAST(kExpectHalf);
 PLANT_MULTICAST(kNoBarrierAtStart);
 PLANT_MULTICAST(kNoBarrierAtEnd);
+PLANT_MULTICAST(kOwnMask);

@@ -173,7 +173,9 @@ __global__ void __launch_bounds__(128)
     copy_wait<kBug == kWaitTooLax ? kAhead : kAhead - 1>();
     // Also says that all have read the stage that is loaded next.
     if (kBug != kNoBarrier) __syncthreads();
-    if (step + kAhead < steps) load(step + kAhead);
+    // clang-format off
+    if (step + kAhead < steps) load(step + kAhead);  // BUG(kNoBarrier): shared_race | async_too_early  // BUG(kPrefetchTooFar): shared_race | async_too_early
+    // clang-format on
     copy_commit();
     __nv_bfloat16 *stage_a = tile_a[step % kStages], *stage_b = tile_b[step % kStages];
     for (int inner = 0; inner < 2; ++inner) {

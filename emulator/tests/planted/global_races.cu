@@ -247,3 +247,36 @@ __global__ void __launch_bounds__(1024) hand_made_grid_barrier(const int* in, in
   }
 }
 PLANT(hand_made_grid_barrier, const int*, int*, int*, int*);
+
+// Polls with an ordinary load.
+template <bool kBug>
+__global__ void polls_with_weak_load(const int* in, int* flag, int* out) {
+  if (blockIdx.x == 0) {
+    if (threadIdx.x == 0) *const_cast<volatile int*>(flag) = in[0];  // BUG: global_race
+  } else {
+    int value;
+    do {
+      if (kBug) {
+        asm volatile("ld.global.s32 %0, [%1];" : "=r"(value) : "l"(flag) : "memory");  // BUG: global_race
+      } else {
+        asm volatile("ld.relaxed.gpu.global.s32 %0, [%1];" : "=r"(value) : "l"(flag) : "memory");
+      }
+    } while (value == 0);
+    out[threadIdx.x] = value;
+  }
+}
+PLANT(polls_with_weak_load, const int*, int*, int*);
+
+// The read-only path may hold what memory held before the launch.
+template <bool kBug>
+__global__ void read_only_load_of_written(const int* in, int* scratch, int* out) {
+  int tid = threadIdx.x;
+  scratch[tid] = in[tid] + 4;
+  __syncthreads();
+  if (kBug) {
+    out[tid] = __ldg(scratch + (tid ^ 33));  // BUG: global_race
+  } else {
+    out[tid] = scratch[tid ^ 33];
+  }
+}
+PLANT(read_only_load_of_written, const int*, int*, int*);

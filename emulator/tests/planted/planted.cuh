@@ -110,6 +110,19 @@ DEVICE void mbarrier_try_wait(uint64_t* barrier, uint32_t parity) {
       : "memory");
 }
 
+// One try, which may fail though nothing is wrong.
+DEVICE bool mbarrier_try_once(uint64_t* barrier, uint32_t parity) {
+  uint32_t done;
+  asm volatile(
+      "{ .reg .pred done;\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%1], %2;\n"
+      "selp.u32 %0, 1, 0, done; }"
+      : "=r"(done)
+      : "r"(shared_address(barrier)), "r"(parity)
+      : "memory");
+  return done;
+}
+
 DEVICE void mbarrier_arrive_many(uint64_t* barrier, uint32_t count) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)), "r"(count) : "memory");
 }
@@ -173,6 +186,17 @@ DEVICE void tma_store(const CUtensorMap* map, const void* source, int x, int y) 
                : "memory");
 }
 
+// Replaces the address of the tensor that a map in global memory describes.
+DEVICE void tensor_map_set_address(CUtensorMap* map, const void* address) {
+  asm volatile("tensormap.replace.tile.global_address.global.b1024.b64 [%0], %1;" ::"l"(map), "l"(address) : "memory");
+}
+
+DEVICE void tensor_map_release() { asm volatile("fence.proxy.tensormap::generic.release.gpu;" ::: "memory"); }
+
+DEVICE void tensor_map_acquire(const CUtensorMap* map) {
+  asm volatile("fence.proxy.tensormap::generic.acquire.gpu [%0], 128;" ::"l"(map) : "memory");
+}
+
 DEVICE void bulk_commit() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
 
 // Until the sources of all groups but the newest kPending have been read.
@@ -210,6 +234,13 @@ DEVICE int load_cluster(uint32_t address) {
 
 DEVICE void store_cluster(uint32_t address, int value) {
   asm volatile("st.shared::cluster.s32 [%0], %1;" ::"r"(address), "r"(value) : "memory");
+}
+
+// Stores, and counts the bytes on an mbarrier of the same block as the target.
+DEVICE void store_async(uint32_t address, int value, uint32_t barrier) {
+  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.s32 [%0], %1, [%2];" ::"r"(address), "r"(value),
+               "r"(barrier)
+               : "memory");
 }
 
 DEVICE void cluster_arrive() { asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory"); }

@@ -341,10 +341,108 @@ __global__ void tma_store_read_back(const int* in, const __grid_constant__ CUten
 }
 PLANT(tma_store_read_back, const int*, const __grid_constant__ CUtensorMap, const int*, int*);
 
+// The fence comes before the stores that it is for.
+template <bool kBug>
+__global__ void tma_store_fence_too_early(const int* in, const __grid_constant__ CUtensorMap map) {
+  __shared__ alignas(128) int tile[kRows * kColumns];
+  int tid = threadIdx.x;
+  if (kBug) fence_async_proxy();
+  tile[tid] = in[tid];
+  if (!kBug) fence_async_proxy();
+  __syncthreads();
+  if (tid == 0) {
+    tma_store(&map, tile, 0, 0);  // BUG: missing_proxy_fence
+    bulk_commit();
+    bulk_wait_read<0>();
+  }
+}
+PLANT(tma_store_fence_too_early, const int*, const __grid_constant__ CUtensorMap);
+
+// Before the barrier, a thread's fence is for its own stores only.
+template <bool kBug>
+__global__ void tma_store_fence_by_one(const int* in, const __grid_constant__ CUtensorMap map) {
+  __shared__ alignas(128) int tile[kRows * kColumns];
+  int tid = threadIdx.x;
+  tile[tid] = in[tid];
+  if (!kBug || tid < 32) fence_async_proxy();
+  __syncthreads();
+  if (tid == 0) {
+    tma_store(&map, tile, 0, 0);  // BUG: missing_proxy_fence
+    bulk_commit();
+    bulk_wait_read<0>();
+  }
+}
+PLANT(tma_store_fence_by_one, const int*, const __grid_constant__ CUtensorMap);
+
+// Two buffers, one store in flight; the bug lets two.
+template <bool kBug>
+__global__ void tma_store_two_buffers(const int* in, const __grid_constant__ CUtensorMap map, int tiles) {
+  __shared__ alignas(128) int tile[2][kRows * kColumns];
+  int tid = threadIdx.x;
+  for (int i = 0; i < tiles; ++i) {
+    if (tid == 0) bulk_wait_read<kBug ? 2 : 1>();
+    __syncthreads();
+    tile[i % 2][tid] = in[i * kRows * kColumns + tid] + i;  // BUG: async_too_early
+    fence_async_proxy();
+    __syncthreads();
+    if (tid == 0) {
+      tma_store(&map, tile[i % 2], 0, i * kRows);
+      bulk_commit();
+    }
+  }
+  if (tid == 0) bulk_wait_read<0>();
+}
+PLANT(tma_store_two_buffers, const int*, const __grid_constant__ CUtensorMap, int);
+
+// A buffer that ordinary stores cleared is loaded by TMA: the fence orders writes of two proxies too.
+template <bool kBug>
+__global__ void tma_load_over_stores(const __grid_constant__ CUtensorMap map, int* out) {
+  __shared__ alignas(128) int tile[kRows * kColumns];
+  __shared__ uint64_t full;
+  int tid = threadIdx.x;
+  if (tid == 0) {
+    mbarrier_init(&full, 1);
+    fence_async_proxy();
+  }
+  tile[tid] = -1;
+  if (!kBug) fence_async_proxy();
+  __syncthreads();
+  if (tid == 0) {
+    mbarrier_arrive_expect(&full, kTileBytes);
+    tma_load(tile, &map, 0, 0, &full);  // BUG: missing_proxy_fence
+  }
+  mbarrier_try_wait(&full, 0);
+  out[tid] = tile[tid];
+}
+PLANT(tma_load_over_stores, const __grid_constant__ CUtensorMap, int*);
+
+// A map in global memory is pointed at another tensor before it is used.
+template <bool kBug>
+__global__ void tensor_map_without_acquire(CUtensorMap* map, const int* other, int* out) {
+  __shared__ alignas(128) int tile[kRows * kColumns];
+  __shared__ uint64_t full;
+  int tid = threadIdx.x;
+  if (tid == 0) {
+    mbarrier_init(&full, 1);
+    fence_async_proxy();
+    tensor_map_set_address(map, other);
+    tensor_map_release();
+  }
+  __syncthreads();
+  if (tid == 0) {
+    if (!kBug) tensor_map_acquire(map);
+    mbarrier_arrive_expect(&full, kTileBytes);
+    tma_load(tile, map, 0, 0, &full);  // BUG: missing_proxy_fence
+  }
+  mbarrier_try_wait(&full, 0);
+  out[tid] = tile[tid];
+}
+PLANT(tensor_map_without_acquire, CUtensorMap*, const int*, int*);
+
 // A producer warp and four consumer warps around a ring of three stages.
 constexpr int kSkipFullWait = 1, kSkipEmptyWait = 2, kWrongFullParity = 3, kExpectTooLittle = 4, kExpectTooMuch = 5,
               kNoExpect = 6, kLaneZeroWaits = 7, kEmptyCountTooHigh = 8, kEmptyCountTooLow = 9,
-              kReleaseBeforeReading = 10, kPhaseNotFlipped = 11;
+              kReleaseBeforeReading = 10, kPhaseNotFlipped = 11, kTryOnce = 12;
 
 template <int kBug>
 __global__ void __launch_bounds__(160) pipeline(const __grid_constant__ CUtensorMap map, int* out, int rounds) {
@@ -369,7 +467,7 @@ __global__ void __launch_bounds__(160) pipeline(const __grid_constant__ CUtensor
         if (kBug != kSkipEmptyWait) mbarrier_try_wait(&empty[stage], phase ^ 1);  // BUG(kEmptyCountTooHigh): deadlock  // BUG(kEmptyCountTooLow): deadlock  // BUG(kExpectTooLittle): deadlock  // BUG(kExpectTooMuch): deadlock  // BUG(kSkipFullWait): deadlock  // BUG(kPhaseNotFlipped): deadlock
         if (kBug == kNoExpect) mbarrier_arrive(&full[stage]);  // BUG(kNoExpect): mbarrier_misuse
         else mbarrier_arrive_expect(&full[stage], kExpected);  // BUG(kSkipEmptyWait): mbarrier_misuse  // BUG(kExpectTooLittle): mbarrier_misuse
-        tma_load(tile[stage], &map, 0, i * kRows, &full[stage]);  // BUG(kSkipEmptyWait): shared_race | async_too_early  // BUG(kReleaseBeforeReading): shared_race | async_too_early  // BUG(kEmptyCountTooLow): shared_race | async_too_early  // BUG(kNoExpect): mbarrier_misuse  // BUG(kExpectTooLittle): mbarrier_misuse | shared_race | async_too_early  // BUG(kSkipFullWait): shared_race | async_too_early  // BUG(kWrongFullParity): shared_race | async_too_early  // BUG(kPhaseNotFlipped): shared_race | async_too_early
+        tma_load(tile[stage], &map, 0, i * kRows, &full[stage]);  // BUG(kSkipEmptyWait): shared_race | async_too_early  // BUG(kReleaseBeforeReading): shared_race | async_too_early  // BUG(kEmptyCountTooLow): shared_race | async_too_early  // BUG(kNoExpect): mbarrier_misuse  // BUG(kExpectTooLittle): mbarrier_misuse | shared_race | async_too_early  // BUG(kSkipFullWait): shared_race | async_too_early  // BUG(kWrongFullParity): shared_race | async_too_early  // BUG(kPhaseNotFlipped): shared_race | async_too_early  // BUG(kTryOnce): shared_race | async_too_early
         // clang-format on
       }
     }
@@ -380,9 +478,10 @@ __global__ void __launch_bounds__(160) pipeline(const __grid_constant__ CUtensor
       if (kBug == kWrongFullParity) phase ^= 1;
       if (kBug == kPhaseNotFlipped) phase = 0;
       // clang-format off
-      if (kBug != kSkipFullWait && (kBug != kLaneZeroWaits || lane == 0)) mbarrier_try_wait(&full[stage], phase);  // BUG(kExpectTooLittle): mbarrier_misuse | deadlock  // BUG(kExpectTooMuch): deadlock  // BUG(kEmptyCountTooHigh): deadlock  // BUG(kNoExpect): deadlock  // BUG(kSkipEmptyWait): deadlock  // BUG(kEmptyCountTooLow): deadlock  // BUG(kWrongFullParity): deadlock  // BUG(kPhaseNotFlipped): deadlock
+      if (kBug == kTryOnce) mbarrier_try_once(&full[stage], phase);
+      else if (kBug != kSkipFullWait && (kBug != kLaneZeroWaits || lane == 0)) mbarrier_try_wait(&full[stage], phase);  // BUG(kExpectTooLittle): mbarrier_misuse | deadlock  // BUG(kExpectTooMuch): deadlock  // BUG(kEmptyCountTooHigh): deadlock  // BUG(kNoExpect): deadlock  // BUG(kSkipEmptyWait): deadlock  // BUG(kEmptyCountTooLow): deadlock  // BUG(kWrongFullParity): deadlock  // BUG(kPhaseNotFlipped): deadlock
       if (kBug == kReleaseBeforeReading && lane == 0) mbarrier_arrive(&empty[stage]);
-      sum += (i + 1) * (tile[stage][tid] - tile[stage][255 - tid]);  // BUG(kSkipFullWait): async_too_early | uninitialised_shared  // BUG(kSkipEmptyWait): async_too_early | shared_race  // BUG(kWrongFullParity): async_too_early | uninitialised_shared  // BUG(kExpectTooLittle): async_too_early  // BUG(kNoExpect): async_too_early | uninitialised_shared  // BUG(kLaneZeroWaits): async_too_early | shared_race | uninitialised_shared  // BUG(kReleaseBeforeReading): async_too_early | shared_race  // BUG(kEmptyCountTooLow): async_too_early | shared_race  // BUG(kPhaseNotFlipped): async_too_early | shared_race
+      sum += (i + 1) * (tile[stage][tid] - tile[stage][255 - tid]);  // BUG(kSkipFullWait): async_too_early | uninitialised_shared  // BUG(kSkipEmptyWait): async_too_early | shared_race  // BUG(kWrongFullParity): async_too_early | uninitialised_shared  // BUG(kExpectTooLittle): async_too_early  // BUG(kNoExpect): async_too_early | uninitialised_shared  // BUG(kLaneZeroWaits): async_too_early | shared_race | uninitialised_shared  // BUG(kReleaseBeforeReading): async_too_early | shared_race  // BUG(kEmptyCountTooLow): async_too_early | shared_race  // BUG(kPhaseNotFlipped): async_too_early | shared_race  // BUG(kTryOnce): async_too_early | uninitialised_shared
       // clang-format on
       __syncwarp();
       if (kBug != kReleaseBeforeReading && lane == 0) mbarrier_arrive(&empty[stage]);
@@ -403,3 +502,4 @@ PLANT_PIPELINE(kEmptyCountTooHigh);
 PLANT_PIPELINE(kEmptyCountTooLow);
 PLANT_PIPELINE(kReleaseBeforeReading);
 PLANT_PIPELINE(kPhaseNotFlipped);
+PLANT_PIPELINE(kTryOnce);

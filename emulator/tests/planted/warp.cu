@@ -1,4 +1,7 @@
 // Within a warp: shuffles, votes, masks, lanes that meet or do not, matrices. sm_80.
+#include <cooperative_groups.h>
+#include <cooperative_groups/reduce.h>
+
 #include "planted.cuh"
 
 constexpr unsigned kAll = 0xFFFFFFFFu;
@@ -40,8 +43,8 @@ template <bool kBug>
 __global__ void volatile_warp_reduction(const int* in, int* out) {
   __shared__ volatile int partial[64];
   int tid = threadIdx.x;
-  partial[tid] = in[tid];
-  partial[tid + 32] = in[tid + 32];
+  partial[tid] = in[blockIdx.x * 64 + tid];
+  partial[tid + 32] = in[blockIdx.x * 64 + tid + 32];
   __syncwarp();
   for (int step = 32; step > 0; step /= 2) {
     int other = partial[tid + step];  // BUG: shared_race | wrong_result
@@ -49,7 +52,7 @@ __global__ void volatile_warp_reduction(const int* in, int* out) {
     if (tid < step) partial[tid] = partial[tid] + other;  // BUG: shared_race | wrong_result
     if (!kBug) __syncwarp();
   }
-  if (tid == 0) out[0] = partial[0];
+  if (tid == 0) out[blockIdx.x] = partial[0];
 }
 PLANT(volatile_warp_reduction, const int*, int*);
 
@@ -263,3 +266,43 @@ __global__ void mma_in_a_branch(const uint32_t* a, const uint32_t* b, float* c) 
   for (int i = 0; i < 4; ++i) c[(lane / 4 + i / 2 * 8) * 8 + lane % 4 * 2 + i % 2] = sum[i];
 }
 PLANT(mma_in_a_branch, const uint32_t*, const uint32_t*, float*);
+
+// Tiles of eight lanes exchange through shared memory, each at its own pace.
+template <bool kBug>
+__global__ void tile_without_sync(const int* in, int* out) {
+  namespace cg = cooperative_groups;
+  __shared__ int rows[64];
+  auto tile = cg::tiled_partition<8>(cg::this_thread_block());
+  int first = threadIdx.x / 8 * 8, rank = tile.thread_rank(), rounds = first / 8 + 1;
+  int value = in[threadIdx.x];
+  for (int i = 0; i < rounds; ++i) {
+    rows[first + rank] = value;  // BUG: shared_race
+    if (!kBug) tile.sync();
+    value += rows[first + (rank + 1) % 8];  // BUG: shared_race
+    tile.sync();
+  }
+  out[threadIdx.x] = cg::reduce(tile, value, cg::plus<int>());
+}
+PLANT(tile_without_sync, const int*, int*);
+
+// Lanes that happen to meet in a branch add up first, so that one of them does the atomic.
+template <bool kBug>
+__global__ void aggregated_atomics(const int* in, int* count, int* out) {
+  namespace cg = cooperative_groups;
+  int value = in[threadIdx.x];
+  if (value > 0) {
+    cg::coalesced_group active = cg::coalesced_threads();
+    int base = 0;
+    if (active.thread_rank() == 0) {
+      if (kBug) {
+        base = *count;                                    // BUG: global_race
+        *count = base + static_cast<int>(active.size());  // BUG: global_race
+      } else {
+        base = atomicAdd(count, static_cast<int>(active.size()));
+      }
+    }
+    base = active.shfl(base, 0);
+    out[base + active.thread_rank()] = value;
+  }
+}
+PLANT(aggregated_atomics, const int*, int*, int*);

@@ -106,6 +106,57 @@ PLANT_STORED(kNoBarrier);
 PLANT_STORED(kRewrittenInFlight);
 PLANT_STORED(kUnaligned);
 
+// Rows gathered with cp.async, which writes through the ordinary proxy; the consumers learn of them by an mbarrier.
+constexpr int kGatherNoFence = 1, kGatherNoWait = 2;
+
+template <int kBug>
+__global__ void __launch_bounds__(256)
+    gathered_rows(const __nv_bfloat16* a, const int* row_of, const __nv_bfloat16* b, float* out) {
+  __shared__ alignas(1024) uint4 rows[64 * 8];
+  __shared__ alignas(1024) uint4 columns[8 * 8];
+  __shared__ uint64_t full;
+  int tid = threadIdx.x, warp = tid / 32, lane = tid % 32;
+  if (tid == 0) mbarrier_init(&full, 128);
+  __syncthreads();
+  if (tid >= 128) {
+    // clang-format off
+    for (int i = tid - 128; i < 64 * 8; i += 128) {
+      copy_16(&rows[i / 8 * 8 + ((i % 8) ^ (i / 8 % 8))], a + row_of[i / 8] * kColumnsK + i % 8 * 8);  // BUG(kGatherNoWait): async_too_early | shared_race
+    }
+    for (int i = tid - 128; i < 8 * 8; i += 128) {
+      copy_16(&columns[i / 8 * 8 + ((i % 8) ^ (i / 8))], b + i * 8);  // BUG(kGatherNoWait): async_too_early | shared_race
+    }
+    // clang-format on
+    copy_arrive_noinc(&full);
+    copy_wait<0>();
+  } else {
+    float d[4] = {};
+    wgmma_pin(d);
+    if (kBug != kGatherNoWait) mbarrier_try_wait(&full, 0);
+    if (kBug != kGatherNoFence) fence_async_proxy();
+    wgmma_fence();
+    for (int k = 0; k < 4; ++k) {
+      uint64_t left = wgmma_descriptor(shared_address(rows) + 32 * k);
+      uint64_t right = wgmma_descriptor(shared_address(columns) + 32 * k);
+      // clang-format off
+      wgmma(d, left, right);  // BUG(kGatherNoFence): missing_proxy_fence  // BUG(kGatherNoWait): async_too_early | shared_race | uninitialised_shared | missing_proxy_fence
+      // clang-format on
+    }
+    wgmma_commit();
+    wgmma_wait<0>();
+    float* corner = out + (warp * 16 + lane / 4) * 8 + lane % 4 * 2;
+    corner[0] = d[0];
+    corner[1] = d[1];
+    corner[64] = d[2];
+    corner[65] = d[3];
+  }
+}
+#define PLANT_GATHERED(bug) \
+  PLANT_VARIANT(gathered_rows, bug, const __nv_bfloat16*, const int*, const __nv_bfloat16*, float*)
+PLANT_GATHERED(kSound);
+PLANT_GATHERED(kGatherNoFence);
+PLANT_GATHERED(kGatherNoWait);
+
 // A's fragments in registers, which are free again only when the group is complete.
 template <bool kBug>
 __global__ void __launch_bounds__(128) registers_overwritten(const uint32_t* a, const __nv_bfloat16* b, float* out) {

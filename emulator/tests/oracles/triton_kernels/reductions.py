@@ -1,7 +1,8 @@
-"""Kernels that combine elements: reductions, scans, sorts, histograms, softmax, layer norm and atomics."""
+"""Kernels that combine elements: reductions, scans, sorts, histograms, softmax, norms, atomics, programs in order."""
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 
 @triton.jit
@@ -208,3 +209,26 @@ def last_program(x, partial, counter, out, n, BLOCK: tl.constexpr, PROGRAMS: tl.
     tl.debug_barrier()
     if tl.atomic_add(counter, 1, sem="acq_rel") == PROGRAMS - 1:
         tl.store(out, tl.sum(tl.load(partial + tl.arange(0, PROGRAMS), volatile=True), 0))
+
+
+@triton.jit
+def relay(x, out, flags, COLUMNS: tl.constexpr):
+    """Running sum of rows: each program waits for the flag of the one before, then raises its own."""
+    row = tl.program_id(0)
+    offsets = tl.arange(0, COLUMNS)
+    total = tl.load(x + row * COLUMNS + offsets)
+    if row > 0:
+        tl.atomic_poll(flags + row - 1, 1, sem="acquire")
+        total += tl.load(out + (row - 1) * COLUMNS + offsets)
+    tl.store(out + row * COLUMNS + offsets, total)
+    tl.debug_barrier()
+    tl.atomic_store(flags + row, 1, sem="release")
+
+
+@triton.jit
+def dependent_double(x, out, n, BLOCK: tl.constexpr):
+    """Twice x; the next launch may start before this one ends, and waits for it before it reads."""
+    offsets = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    gdc_launch_dependents()
+    gdc_wait()
+    tl.store(out + offsets, 2 * tl.load(x + offsets, mask=offsets < n), mask=offsets < n)

@@ -113,16 +113,34 @@ def matmul_device(a, b, c, M, N, K, BM: tl.constexpr, BN: tl.constexpr, BK: tl.c
 
 
 @triton.jit
-def matmul_persistent(a, b, c, M, N, K, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, SPECIALIZE: tl.constexpr):
-    """C = a b^T, tile after tile; SPECIALIZE: one warp group loads, the others multiply."""
+def matmul_persistent(a, b, c, M, N, K, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
+    """C = a b^T, tile after tile, in one flat loop over tiles and steps."""
     tiles_m = tl.cdiv(M, BM)
     tiles_n = tl.cdiv(N, BN)
-    for tile in tl.range(
-        tl.program_id(0), tiles_m * tiles_n, tl.num_programs(0), flatten=not SPECIALIZE, warp_specialize=SPECIALIZE
-    ):
+    for tile in tl.range(tl.program_id(0), tiles_m * tiles_n, tl.num_programs(0), flatten=True):
         m = tile % tiles_m * BM
         n = tile // tiles_m * BN
         total = tl.zeros((BM, BN), tl.float32)
         for k in range(0, K, BK):
             total = tl.dot(a.load([m, k]), b.load([n, k]).T, total)
         c.store([m, n], total.to(c.dtype))
+
+
+@triton.jit
+def matmul_roles(a, b, c, M, N, K, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
+    """The same with warp groups in roles: one loads, two multiply half of the tile's rows each.
+
+    BM is at least 128: below, Triton gives both the whole tile. Descriptors from the host it cannot split at all.
+    """
+    a_map = tl.make_tensor_descriptor(a, [M, K], [K, 1], [BM, BK])
+    b_map = tl.make_tensor_descriptor(b, [N, K], [K, 1], [BN, BK])
+    c_map = tl.make_tensor_descriptor(c, [M, N], [N, 1], [BM, BN])
+    tiles_m = tl.cdiv(M, BM)
+    tiles_n = tl.cdiv(N, BN)
+    for tile in tl.range(tl.program_id(0), tiles_m * tiles_n, tl.num_programs(0), warp_specialize=True):
+        m = tile % tiles_m * BM
+        n = tile // tiles_m * BN
+        total = tl.zeros((BM, BN), tl.float32)
+        for k in range(0, K, BK):
+            total = tl.dot(a_map.load([m, k]), b_map.load([n, k]).T, total)
+        c_map.store([m, n], total.to(c.dtype.element_ty))
