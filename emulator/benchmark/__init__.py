@@ -118,9 +118,7 @@ def run(repeats: int = 5, output: Path | None = None) -> dict[str, Any]:
     for column in ("kernel", "counts", "checks on", "goal", "checks off", "goal "):
         table.add_column(column)
     for r in results:
-        table.add_row(
-            r.name, r.unit, f"{r.checked:.2f}", f"{r.goal:.1f}", f"{r.unchecked:.2f}", f"{2 * r.goal:.1f}"
-        )
+        table.add_row(r.name, r.unit, f"{r.checked:.2f}", f"{r.goal:.1f}", f"{r.unchecked:.2f}", f"{2 * r.goal:.1f}")
     Console().print(table)
     report = {
         "date": date.today().isoformat(),

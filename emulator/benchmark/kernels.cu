@@ -5,7 +5,9 @@
 
 #include <cstdint>
 
-__device__ __forceinline__ uint32_t shared_address(const void* p) { return static_cast<uint32_t>(__cvta_generic_to_shared(p)); }
+__device__ __forceinline__ uint32_t shared_address(const void* p) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
 
 extern "C" __global__ void vector_add(const float* a, const float* b, float* c, int n) {
   int i = blockIdx.x * blockDim.x + threadIdx.x;
@@ -54,7 +56,8 @@ extern "C" __global__ void __launch_bounds__(mma::kThreads)
       int row = chunk / kRowChunks, part = chunk % kRowChunks;
       size_t column = static_cast<size_t>(step) * kTileK + part * 8;
       copy_async(shared_address(&tile_a[stage][swizzled(row, part)]), a + static_cast<size_t>(row0 + row) * k + column);
-      copy_async(shared_address(&tile_b[stage][swizzled(row, part)]), b + static_cast<size_t>(column0 + row) * k + column);
+      copy_async(shared_address(&tile_b[stage][swizzled(row, part)]),
+                 b + static_cast<size_t>(column0 + row) * k + column);
     }
   };
 
@@ -82,7 +85,8 @@ extern "C" __global__ void __launch_bounds__(mma::kThreads)
       }
       for (int m = 0; m < 2; ++m) {
         for (int column = 0; column < 4; ++column) {
-          multiply(d[m][column], fragment_a[m], fragment_b[column / 2][column % 2 * 2], fragment_b[column / 2][column % 2 * 2 + 1]);
+          multiply(d[m][column], fragment_a[m], fragment_b[column / 2][column % 2 * 2],
+                   fragment_b[column / 2][column % 2 * 2 + 1]);
         }
       }
     }
@@ -91,7 +95,8 @@ extern "C" __global__ void __launch_bounds__(mma::kThreads)
     for (int column = 0; column < 4; ++column) {
       int row = row0 + warp_row + m * 16 + lane / 4, at = column0 + warp_column + column * 8 + lane % 4 * 2;
       *reinterpret_cast<float2*>(c + static_cast<size_t>(row) * n + at) = make_float2(d[m][column][0], d[m][column][1]);
-      *reinterpret_cast<float2*>(c + static_cast<size_t>(row + 8) * n + at) = make_float2(d[m][column][2], d[m][column][3]);
+      *reinterpret_cast<float2*>(c + static_cast<size_t>(row + 8) * n + at) =
+          make_float2(d[m][column][2], d[m][column][3]);
     }
   }
 }
@@ -105,22 +110,24 @@ constexpr uint32_t kBytesA = kTileM * kTileK * 2, kBytesB = kTileN * kTileK * 2,
 
 __device__ __forceinline__ void wait(uint64_t& barrier, uint32_t parity) {
   asm volatile(
-      "{\n.reg .pred done;\nAGAIN:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@!done bra AGAIN;\n}" ::"r"(
-          shared_address(&barrier)),
+      "{\n.reg .pred done;\nAGAIN:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@!done bra AGAIN;\n}" ::
+          "r"(shared_address(&barrier)),
       "r"(parity)
       : "memory");
 }
 
 __device__ __forceinline__ void load_tile(uint32_t to, const CUtensorMap& map, int column, int row, uint64_t& barrier) {
   asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(to),
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(
+          to),
       "l"(&map), "r"(column), "r"(row), "r"(shared_address(&barrier))
       : "memory");
 }
 
 // Rows of 128 bytes, swizzled; 8 rows are 1024 bytes.
 __device__ __forceinline__ uint64_t descriptor(uint32_t address) {
-  return static_cast<uint64_t>(address >> 4 & 0x3FFF) | uint64_t{1} << 16 | uint64_t{1024 >> 4} << 32 | uint64_t{1} << 62;
+  return static_cast<uint64_t>(address >> 4 & 0x3FFF) | uint64_t{1} << 16 | uint64_t{1024 >> 4} << 32 |
+         uint64_t{1} << 62;
 }
 
 #define D4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
@@ -128,8 +135,10 @@ __device__ __forceinline__ uint64_t descriptor(uint32_t address) {
 __device__ __forceinline__ void multiply(float (&d)[64], uint64_t a, uint64_t b) {
   asm volatile(
       "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
-      "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,"
-      "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,"
+      "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%"
+      "30,%31,"
+      "%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,"
+      "%60,"
       "%61,%62,%63}, %64, %65, 1, 1, 1, 0, 0;"
       : D16(0), D16(16), D16(32), D16(48)
       : "l"(a), "l"(b));
@@ -141,7 +150,8 @@ __device__ __forceinline__ void multiply(float (&d)[64], uint64_t a, uint64_t b)
 
 // One warpgroup multiplies, the first lane of a fifth warp loads.
 extern "C" __global__ void __launch_bounds__(160)
-    gemm_wgmma(const __grid_constant__ CUtensorMap map_a, const __grid_constant__ CUtensorMap map_b, float* c, int n, int k) {
+    gemm_wgmma(const __grid_constant__ CUtensorMap map_a, const __grid_constant__ CUtensorMap map_b, float* c, int n,
+               int k) {
   using namespace wgmma;
   extern __shared__ __align__(1024) uint8_t tiles[];
   __shared__ uint64_t full[kStages], empty[kStages];
@@ -161,7 +171,8 @@ extern "C" __global__ void __launch_bounds__(160)
     for (int step = 0; step < steps; ++step) {
       const int stage = step % kStages;
       wait(empty[stage], (step / kStages & 1) ^ 1);
-      asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(&full[stage])), "r"(kStageBytes)
+      asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(&full[stage])),
+                   "r"(kStageBytes)
                    : "memory");
       const uint32_t to = shared_address(tiles) + stage * kStageBytes;
       load_tile(to, map_a, step * kTileK, row0, full[stage]);
@@ -176,10 +187,12 @@ extern "C" __global__ void __launch_bounds__(160)
     const uint32_t from = shared_address(tiles) + stage * kStageBytes;
     asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
 #pragma unroll
-    for (int part = 0; part < kTileK / 16; ++part) multiply(d, descriptor(from + part * 32), descriptor(from + kBytesA + part * 32));
+    for (int part = 0; part < kTileK / 16; ++part)
+      multiply(d, descriptor(from + part * 32), descriptor(from + kBytesA + part * 32));
     asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
     asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
-    if (lane == 0) asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(&empty[stage])) : "memory");
+    if (lane == 0)
+      asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(shared_address(&empty[stage])) : "memory");
   }
 #pragma unroll
   for (int column = 0; column < kTileN / 8; ++column) {

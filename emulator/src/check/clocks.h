@@ -17,7 +17,7 @@ namespace vgpu {
 using Time = uint32_t;
 using Agent = uint32_t;
 constexpr Time kMaxTime = (1u << 17) - 1;
-constexpr Time kFirstTime = 2;  // so that no stamp looks like kKnownToAll
+constexpr Time kFirstTime = 2;       // so that no stamp looks like kKnownToAll
 constexpr uint32_t kWholeWarp = 32;  // "lane" of what a warp does as one: ldmatrix, wgmma, bulk copies
 
 // Some lanes' accesses only.

@@ -30,7 +30,8 @@ uint64_t key(uint64_t cluster, Agent agent) { return cluster << 9 | agent; }
 
 bool ordered(const Warp& warp, uint32_t lane, GlobalCell cell) {
   const Cluster& mine = *warp.block->cluster;
-  if (cluster_of(cell) == (mine.number & kClusterMask)) return warp.clocks.knows(lane, agent_of(cell), lane_of(cell), time_of(cell));
+  if (cluster_of(cell) == (mine.number & kClusterMask))
+    return warp.clocks.knows(lane, agent_of(cell), lane_of(cell), time_of(cell));
   auto it = mine.other_clusters.find(key(cluster_of(cell), agent_of(cell)));
   return it != mine.other_clusters.end() && it->second >= time_of(cell);
 }
@@ -41,18 +42,20 @@ std::string who(const Warp& warp, GlobalCell cell, const char* did) {
   if (lane == kManyClusters) return text + " by several blocks";
   if (lane == kManyWarps) return text + " by several warps";
   uint64_t block = cluster_of(cell) * warp.launch->blocks_per_cluster + agent_of(cell) / warp.launch->warps_per_block;
-  text += " by block " + std::to_string(block) + " (linear), warp " + std::to_string(agent_of(cell) % warp.launch->warps_per_block);
+  text += " by block " + std::to_string(block) + " (linear), warp " +
+          std::to_string(agent_of(cell) % warp.launch->warps_per_block);
   if (lane < kLanes) text += ", lane " + std::to_string(lane);
   return text;
 }
 
-[[noreturn]] void race(Warp& warp, const Instruction& i, const Allocation& a, uint32_t lane, uint64_t offset, const char* verb,
-                       GlobalCell other, const char* did) {
+[[noreturn]] void race(Warp& warp, const Instruction& i, const Allocation& a, uint32_t lane, uint64_t offset,
+                       const char* verb, GlobalCell other, const char* did) {
   bool same_block = cluster_of(other) == (warp.block->cluster->number & kClusterMask);
   fault_at(warp, i, FaultKind::kGlobalRace,
            std::string(verb) + " global memory " + std::to_string(offset) + " bytes into " +
                (a.label.empty() ? "an allocation" : a.label) + ", which " +
-               (same_block ? "another thread of the block" : "another block") + " touches in the same launch, unordered",
+               (same_block ? "another thread of the block" : "another block") +
+               " touches in the same launch, unordered",
            lane < kLanes ? static_cast<int>(lane) : -1, a.base + offset, who(warp, other, did));
 }
 
@@ -89,8 +92,8 @@ void check_global_race(Warp& warp, const Instruction& i, Allocation& a, uint32_t
       // Atomics of scope .cta are atomic within their block only.
       if ((narrow || (w & kNarrowBit)) && cluster_of(w) != cluster_of(mine)) strong = false;
       if (tag_of(w) == tag && !(strong && (w & kAtomicBit)) && !ordered(warp, lane, w)) {
-        race(warp, i, a, lane, offset, touch == GlobalTouch::kRead || touch == GlobalTouch::kStrongRead ? "reads" : "writes", w,
-             "written");
+        race(warp, i, a, lane, offset,
+             touch == GlobalTouch::kRead || touch == GlobalTouch::kStrongRead ? "reads" : "writes", w, "written");
       }
       known_write = w;
     }
@@ -141,8 +144,8 @@ void check_read_only(Warp& warp, const Instruction& i, Allocation& a, uint32_t l
     GlobalCell w = cells.writes[g];
     if (tag_of(w) != warp.launch->tag) continue;
     fault_at(warp, i, FaultKind::kGlobalRace,
-             "reads through the read-only path (ld.nc) what this launch wrote, " + std::to_string(offset) + " bytes into " +
-                 (a.label.empty() ? "an allocation" : a.label),
+             "reads through the read-only path (ld.nc) what this launch wrote, " + std::to_string(offset) +
+                 " bytes into " + (a.label.empty() ? "an allocation" : a.label),
              lane < kLanes ? static_cast<int>(lane) : -1, a.base + offset, who(warp, w, "written"));
   }
 }
@@ -152,7 +155,8 @@ bool touch_fresh_range(Warp& warp, Allocation& a, uint64_t offset, uint32_t byte
   if (!warp.block->cluster->dependency_resolved) return false;
   RaceCells& cells = *a.cells;
   const uint64_t skew = a.base & 3;
-  const size_t begin = (offset + skew) >> cells.shift, end = ((offset + skew + uint64_t{bytes} * kLanes - 1) >> cells.shift) + 1;
+  const size_t begin = (offset + skew) >> cells.shift,
+               end = ((offset + skew + uint64_t{bytes} * kLanes - 1) >> cells.shift) + 1;
   const uint64_t tag = warp.launch->tag;
   uint64_t touched = 0;
   for (size_t g = begin; g < end; ++g) touched |= static_cast<uint64_t>(cells.writes[g] >> 56 == tag);
@@ -163,7 +167,8 @@ bool touch_fresh_range(Warp& warp, Allocation& a, uint64_t offset, uint32_t byte
     if (touched) return false;
     const uint32_t lane_shift = static_cast<uint32_t>(std::countr_zero(std::max(bytes >> cells.shift, 1u)));
     const GlobalCell first = make(warp, 0);
-    for (size_t g = begin; g < end; ++g) cells.writes[g] = first | static_cast<uint64_t>((g - begin) >> lane_shift & 31) << 17;
+    for (size_t g = begin; g < end; ++g)
+      cells.writes[g] = first | static_cast<uint64_t>((g - begin) >> lane_shift & 31) << 17;
     return true;
   }
   const GlobalCell several = (mine & ~(63ull << 17)) | static_cast<uint64_t>(kManyWarps) << 17;
@@ -171,13 +176,16 @@ bool touch_fresh_range(Warp& warp, Allocation& a, uint64_t offset, uint32_t byte
   const uint64_t my_cluster = mine >> 32, my_agent = mine >> 23;
   for (size_t g = begin; g < end; ++g) {
     GlobalCell r = cells.reads[g];
-    GlobalCell mark = r >> 23 == my_agent && lane_of(r) <= kWholeWarp ? mine : r >> 32 == my_cluster && lane_of(r) != kManyClusters ? several : many;
+    GlobalCell mark = r >> 23 == my_agent && lane_of(r) <= kWholeWarp        ? mine
+                      : r >> 32 == my_cluster && lane_of(r) != kManyClusters ? several
+                                                                             : many;
     cells.reads[g] = r >> 56 == tag ? mark : mine;
   }
   return true;
 }
 
-void check_global_written(Warp& warp, const Instruction& i, Allocation& a, uint32_t lane, uint64_t offset, uint32_t bytes) {
+void check_global_written(Warp& warp, const Instruction& i, Allocation& a, uint32_t lane, uint64_t offset,
+                          uint32_t bytes) {
   const uint64_t* bits = a.written.get();
   for (uint64_t k = offset; k < offset + bytes;) {
     uint64_t in_word = k % 64;

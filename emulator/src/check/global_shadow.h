@@ -32,15 +32,17 @@ struct GlobalKnowledge {
 enum class GlobalTouch : uint8_t { kRead, kWrite, kAtomic, kStrongRead };
 
 // Checks one lane's access and records it. The bytes lie within the allocation.
-void check_global_race(Warp& warp, const Instruction& i, Allocation& allocation, uint32_t lane, uint64_t offset, uint32_t bytes,
-                       GlobalTouch touch, bool narrow = false);
+void check_global_race(Warp& warp, const Instruction& i, Allocation& allocation, uint32_t lane, uint64_t offset,
+                       uint32_t bytes, GlobalTouch touch, bool narrow = false);
 // Faults when this launch wrote there, ordered or not: the read-only path need not see it.
-void check_read_only(Warp& warp, const Instruction& i, Allocation& allocation, uint32_t lane, uint64_t offset, uint32_t bytes);
+void check_read_only(Warp& warp, const Instruction& i, Allocation& allocation, uint32_t lane, uint64_t offset,
+                     uint32_t bytes);
 // 32 lanes that touch elements one after the other, where no one has touched anything in this launch (reads: written
 // anything): records them and returns true. Otherwise changes nothing.
 bool touch_fresh_range(Warp& warp, Allocation& allocation, uint64_t offset, uint32_t bytes_per_lane, bool write);
 // Faults when a byte was never written (and still holds the poison).
-void check_global_written(Warp& warp, const Instruction& i, Allocation& allocation, uint32_t lane, uint64_t offset, uint32_t bytes);
+void check_global_written(Warp& warp, const Instruction& i, Allocation& allocation, uint32_t lane, uint64_t offset,
+                          uint32_t bytes);
 // Atomics and strong accesses order what a fence released before them.
 void publish_globally(Warp& warp, uint64_t address);
 void acquire_globally(Warp& warp, uint64_t address);

@@ -60,23 +60,24 @@ void SharedShadow::check_cell(Warp& warp, const Instruction& i, Block& block, ui
   Agent agent = agent_of(cell);
   size_t warps = warp.block->cluster->agents - kAsyncAgents;
   if (agent == kPendingAgent || (agent >= warps && !warp.clocks.knows(lane, agent, lane_of(cell), time_of(cell)))) {
-    fault_at(warp, i, FaultKind::kAsyncTooEarly, verb + where() + " before an asynchronous copy into it was waited for", by,
-             address, describe(warp, granule, cell));
+    fault_at(warp, i, FaultKind::kAsyncTooEarly, verb + where() + " before an asynchronous copy into it was waited for",
+             by, address, describe(warp, granule, cell));
   }
   if (agent >= warps) return;
   if (!warp.clocks.knows(lane, agent, lane_of(cell), time_of(cell))) {
-    fault_at(warp, i, FaultKind::kSharedRace, verb + where() + ", with no barrier after another thread's write", by, address,
-             describe(warp, granule, cell));
+    fault_at(warp, i, FaultKind::kSharedRace, verb + where() + ", with no barrier after another thread's write", by,
+             address, describe(warp, granule, cell));
   }
   if (proxy && !warp.clocks.knows_fenced(lane, agent, time_of(cell))) {
     fault_at(warp, i, FaultKind::kMissingProxyFence,
-             std::string(verb) + " through the async proxy what ordinary stores wrote at offset " + std::to_string(address) +
-                 ", with no fence.proxy.async between",
+             std::string(verb) + " through the async proxy what ordinary stores wrote at offset " +
+                 std::to_string(address) + ", with no fence.proxy.async between",
              by, address, describe(warp, granule, cell));
   }
 }
 
-void SharedShadow::read(Warp& warp, const Instruction& i, Block& block, uint32_t lane, uint32_t offset, uint32_t bytes) {
+void SharedShadow::read(Warp& warp, const Instruction& i, Block& block, uint32_t lane, uint32_t offset,
+                        uint32_t bytes) {
   Cell known = kKnownToAll;
   std::vector<Cell>& mine = reads_of(warp.clocks.self);
   Cell mark = make_cell(warp.clocks.self, lane, warp.clocks.now);
@@ -89,7 +90,9 @@ void SharedShadow::read(Warp& warp, const Instruction& i, Block& block, uint32_t
     }
     // Two lanes that read at the same time are kept as the whole warp.
     Cell old = mine[g];
-    mine[g] = old != 0 && time_of(old) == time_of(mark) && old != mark ? make_cell(warp.clocks.self, kWholeWarp + 1, warp.clocks.now) : mark;
+    mine[g] = old != 0 && time_of(old) == time_of(mark) && old != mark
+                  ? make_cell(warp.clocks.self, kWholeWarp + 1, warp.clocks.now)
+                  : mark;
   }
 }
 
@@ -105,7 +108,8 @@ void SharedShadow::read_by_proxy(Warp& warp, const Instruction& i, Block& block,
   }
 }
 
-void SharedShadow::check_reads(Warp& warp, const Instruction& i, Block& block, uint32_t lane, uint32_t offset, uint32_t bytes) {
+void SharedShadow::check_reads(Warp& warp, const Instruction& i, Block& block, uint32_t lane, uint32_t offset,
+                               uint32_t bytes) {
   int by = lane < kLanes ? static_cast<int>(lane) : -1;
   size_t begin = first(offset), end = last(offset, bytes);
   for (Agent a : readers_) {
@@ -131,14 +135,15 @@ void SharedShadow::check_reads(Warp& warp, const Instruction& i, Block& block, u
   for (const PendingRead& p : pending_reads_) {
     if (p.begin < offset + bytes && offset < p.end) {
       fault_at(warp, i, FaultKind::kAsyncTooEarly,
-               "writes shared memory at offset " + std::to_string(offset) + ", which " + p.what + " still reads", by, offset,
-               "read at " + place(warp, p.pc));
+               "writes shared memory at offset " + std::to_string(offset) + ", which " + p.what + " still reads", by,
+               offset, "read at " + place(warp, p.pc));
     }
   }
   for (const auto& barrier : block.mbarriers) {
     if (barrier->live && barrier->offset < offset + bytes && offset < barrier->offset + 8) {
       fault_at(warp, i, FaultKind::kMbarrierMisuse,
-               "an ordinary write to the mbarrier at offset " + std::to_string(barrier->offset) + ", which is in use", by, offset);
+               "an ordinary write to the mbarrier at offset " + std::to_string(barrier->offset) + ", which is in use",
+               by, offset);
     }
   }
 }
@@ -151,7 +156,9 @@ void SharedShadow::check_order_of_writes(Warp& warp, const Instruction& i, Block
   const Cell one = writes_[first(offset)];
   Cell others = 0;
   for (size_t g = first(offset); g <= end; ++g) others |= (writes_[g] ^ one) & ~make_cell(0, 63, 0);
-  if (!proxy && others == 0 && agent_of(one) < warp.clocks.all.seen.size() && warp.clocks.all.seen[agent_of(one)] >= time_of(one)) return;
+  if (!proxy && others == 0 && agent_of(one) < warp.clocks.all.seen.size() &&
+      warp.clocks.all.seen[agent_of(one)] >= time_of(one))
+    return;
   for (size_t g = first(offset); g <= end; ++g) {
     Cell cell = writes_[g];
     if (cell == known) continue;
@@ -166,19 +173,22 @@ bool SharedShadow::record_write(Warp& warp, const Instruction& i, uint32_t lane,
   size_t end = last(offset, bytes);
   for (size_t g = first(offset); g <= end; ++g) {
     Cell old = writes_[g];
-    collision |= old != mark && agent_of(old) == warp.clocks.self && time_of(old) == warp.clocks.now && write_pcs_[g] == i.index;
+    collision |=
+        old != mark && agent_of(old) == warp.clocks.self && time_of(old) == warp.clocks.now && write_pcs_[g] == i.index;
     writes_[g] = mark;
     write_pcs_[g] = i.index;
   }
   return collision;
 }
 
-void SharedShadow::atomic(Warp& warp, const Instruction& i, Block& block, uint32_t lane, uint32_t offset, uint32_t bytes) {
+void SharedShadow::atomic(Warp& warp, const Instruction& i, Block& block, uint32_t lane, uint32_t offset,
+                          uint32_t bytes) {
   if (writes_[first(offset)] == 0) check_cell(warp, i, block, lane, first(offset), 0, false, false);
   strong_write(warp, i, block, lane, offset, bytes);
 }
 
-void SharedShadow::strong_write(Warp& warp, const Instruction& i, Block& block, uint32_t lane, uint32_t offset, uint32_t bytes) {
+void SharedShadow::strong_write(Warp& warp, const Instruction& i, Block& block, uint32_t lane, uint32_t offset,
+                                uint32_t bytes) {
   if (atomics_.empty()) atomics_.assign(granules_, 0);
   size_t end = last(offset, bytes);
   Cell mark = make_cell(warp.clocks.self, lane, warp.clocks.now);
@@ -193,7 +203,8 @@ void SharedShadow::strong_write(Warp& warp, const Instruction& i, Block& block, 
   }
 }
 
-void SharedShadow::strong_read(Warp& warp, const Instruction& i, Block& block, uint32_t lane, uint32_t offset, uint32_t bytes) {
+void SharedShadow::strong_read(Warp& warp, const Instruction& i, Block& block, uint32_t lane, uint32_t offset,
+                               uint32_t bytes) {
   size_t end = last(offset, bytes);
   for (size_t g = first(offset); g <= end; ++g) {
     Cell cell = writes_[g];
@@ -208,7 +219,8 @@ void SharedShadow::begin_write(Warp& warp, const Instruction& i, Block& block, u
   size_t begin = first(offset), end = last(offset, bytes) + 1;
   std::fill(writes_.begin() + static_cast<ptrdiff_t>(begin), writes_.begin() + static_cast<ptrdiff_t>(end),
             make_cell(kPendingAgent, kWholeWarp, 1));
-  std::fill(write_pcs_.begin() + static_cast<ptrdiff_t>(begin), write_pcs_.begin() + static_cast<ptrdiff_t>(end), i.index);
+  std::fill(write_pcs_.begin() + static_cast<ptrdiff_t>(begin), write_pcs_.begin() + static_cast<ptrdiff_t>(end),
+            i.index);
 }
 
 void SharedShadow::finish_write(Agent agent, uint32_t lane, Time time, uint32_t offset, uint32_t bytes) {
@@ -225,7 +237,8 @@ void SharedShadow::finish_read(uint64_t id, Agent agent, Time time) {
     const PendingRead p = pending_reads_[k];
     auto& row = reads_of(agent);
     std::fill(row.begin() + static_cast<ptrdiff_t>(first(p.begin)),
-              row.begin() + static_cast<ptrdiff_t>(last(p.begin, p.end - p.begin)) + 1, make_cell(agent, kWholeWarp, time));
+              row.begin() + static_cast<ptrdiff_t>(last(p.begin, p.end - p.begin)) + 1,
+              make_cell(agent, kWholeWarp, time));
     pending_reads_.erase(pending_reads_.begin() + static_cast<ptrdiff_t>(k));
   }
 }

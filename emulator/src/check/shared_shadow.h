@@ -45,8 +45,8 @@ class SharedShadow {
     check_reads(warp, i, block, lane, offset, bytes);
   }
   // Its two halves: after other writes, after other reads.
-  void check_order_of_writes(Warp& warp, const Instruction& i, Block& block, uint32_t lane, uint32_t offset, uint32_t bytes,
-                             bool proxy = false);
+  void check_order_of_writes(Warp& warp, const Instruction& i, Block& block, uint32_t lane, uint32_t offset,
+                             uint32_t bytes, bool proxy = false);
   void check_reads(Warp& warp, const Instruction& i, Block& block, uint32_t lane, uint32_t offset, uint32_t bytes);
   bool record_write(Warp& warp, const Instruction& i, uint32_t lane, uint32_t offset, uint32_t bytes);
   void write(Warp& warp, const Instruction& i, Block& block, uint32_t lane, uint32_t offset, uint32_t bytes) {
@@ -87,7 +87,7 @@ class SharedShadow {
   std::vector<uint32_t> write_pcs_;
   std::vector<std::vector<Cell>> reads_;  // by agent; empty until it first reads
   std::vector<Agent> readers_;            // agents whose reads_ are not empty
-  std::vector<Cell> atomics_;             // equals writes_ where the last write was atomic or strong; empty until needed
+  std::vector<Cell> atomics_;  // equals writes_ where the last write was atomic or strong; empty until needed
   std::vector<PendingRead> pending_reads_;
 };
 

@@ -57,7 +57,8 @@ void mark_sectors(Warp& warp, Allocation& a, uint64_t address, uint32_t bytes, b
   auto& bits = write ? a.sectors_written : a.sectors_read;
   if (bits == nullptr) return;
   uint64_t skew = a.base % kSectorBytes;
-  uint64_t first = (address - a.base + skew) / kSectorBytes, last = (address - a.base + skew + bytes - 1) / kSectorBytes;
+  uint64_t first = (address - a.base + skew) / kSectorBytes,
+           last = (address - a.base + skew + bytes - 1) / kSectorBytes;
   for (uint64_t s = first; s <= last; ++s) {
     std::atomic_ref<uint64_t> word(bits[s / 64]);
     uint64_t bit = 1ull << (s % 64);
@@ -80,7 +81,8 @@ void check_alignment(Warp& warp, const Instruction& i, const Access& a, LaneMask
   for_lanes(lanes, [&](uint32_t l) {
     if (a.address[l] & (a.bytes - 1)) {
       fault_at(warp, i, FaultKind::kMisaligned,
-               "an access of " + std::to_string(a.bytes) + " bytes to an address that is no multiple of " + std::to_string(a.bytes),
+               "an access of " + std::to_string(a.bytes) + " bytes to an address that is no multiple of " +
+                   std::to_string(a.bytes),
                static_cast<int>(l), a.address[l]);
     }
   });
@@ -133,7 +135,8 @@ void resolve_shared(Warp& warp, const Instruction& i, Access& a, LaneMask lanes)
           }
           shadow(l).check_reads(warp, i, *place[l].block, l, place[l].offset, a.bytes);
         });
-        for_lanes(lanes, [&](uint32_t l) { a.collision |= shadow(l).record_write(warp, i, l, place[l].offset, a.bytes); });
+        for_lanes(lanes,
+                  [&](uint32_t l) { a.collision |= shadow(l).record_write(warp, i, l, place[l].offset, a.bytes); });
         break;
       case Touch::kAtomic:
         for_lanes(lanes, [&](uint32_t l) {
@@ -173,7 +176,8 @@ Allocation& find_allocation(Warp& warp, const Instruction& i, uint64_t address, 
     a = memory.find(address);
     if (a == nullptr || address + bytes > a->base + a->bytes) {
       fault_at(warp, i, FaultKind::kOutOfBounds,
-               std::string(write ? "writes " : "reads ") + std::to_string(bytes) + " bytes of global memory out of bounds, " +
+               std::string(write ? "writes " : "reads ") + std::to_string(bytes) +
+                   " bytes of global memory out of bounds, " +
                    memory.describe(address + (a == nullptr ? 0 : bytes - 1)),
                lane, address);
     }
@@ -181,7 +185,8 @@ Allocation& find_allocation(Warp& warp, const Instruction& i, uint64_t address, 
     w.known_allocations[w.next_known++ % w.known_allocations.size()] = a;
   }
   if (a->freed) {
-    fault_at(warp, i, FaultKind::kUseAfterFree, "touches global memory that was freed: " + memory.describe(address), lane, address);
+    fault_at(warp, i, FaultKind::kUseAfterFree, "touches global memory that was freed: " + memory.describe(address),
+             lane, address);
   }
   if (write && a->read_only) {
     fault_at(warp, i, FaultKind::kOutOfBounds, "writes to constant memory: " + memory.describe(address), lane, address);
@@ -207,15 +212,19 @@ void ensure_cells(Warp& warp, Allocation& a) {
 GlobalTouch global_touch(Touch t) {
   switch (t) {
     case Touch::kRead:
-    case Touch::kAsyncRead: return GlobalTouch::kRead;
-    case Touch::kWrite: return GlobalTouch::kWrite;
-    case Touch::kStrongRead: return GlobalTouch::kStrongRead;
-    default: return GlobalTouch::kAtomic;
+    case Touch::kAsyncRead:
+      return GlobalTouch::kRead;
+    case Touch::kWrite:
+      return GlobalTouch::kWrite;
+    case Touch::kStrongRead:
+      return GlobalTouch::kStrongRead;
+    default:
+      return GlobalTouch::kAtomic;
   }
 }
 
-void check_global(Warp& warp, const Instruction& i, Allocation& a, uint32_t lane, uint64_t address, uint32_t bytes, Touch touch,
-                  bool narrow = false) {
+void check_global(Warp& warp, const Instruction& i, Allocation& a, uint32_t lane, uint64_t address, uint32_t bytes,
+                  Touch touch, bool narrow = false) {
   uint64_t offset = address - a.base;
   if (a.written != nullptr && touch != Touch::kWrite && touch != Touch::kStrongWrite) {
     check_global_written(warp, i, a, lane, offset, bytes);
@@ -307,7 +316,8 @@ void resolve_global_lanes(Warp& warp, const Instruction& i, Access& a, LaneMask 
     }
   }
   if (checks) {
-    if (!warp.block->cluster->unawaited_writes.empty() && a.touch != Touch::kAtomic) check_unawaited_writes(warp, i, a, lanes);
+    if (!warp.block->cluster->unawaited_writes.empty() && a.touch != Touch::kAtomic)
+      check_unawaited_writes(warp, i, a, lanes);
     bool strong = a.touch == Touch::kAtomic || a.touch == Touch::kStrongRead || a.touch == Touch::kStrongWrite;
     if (strong) {
       for_lanes(lanes, [&](uint32_t l) {
@@ -319,7 +329,8 @@ void resolve_global_lanes(Warp& warp, const Instruction& i, Access& a, LaneMask 
       });
     } else if (in_order && touch_fresh_range(warp, *one, low - one->base, a.bytes, write)) {
       if (one->written != nullptr && !write) {
-        for_lanes(lanes, [&](uint32_t l) { check_global_written(warp, i, *one, l, a.address[l] - one->base, a.bytes); });
+        for_lanes(lanes,
+                  [&](uint32_t l) { check_global_written(warp, i, *one, l, a.address[l] - one->base, a.bytes); });
       }
     } else {
       for_lanes(lanes, [&](uint32_t l) {
@@ -367,7 +378,8 @@ void resolve_parameters(Warp& warp, const Instruction& i, Access& a, LaneMask la
     uint64_t offset = static_cast<uint32_t>(a.address[l]);
     if (offset + a.bytes > parameters.size()) {
       fault_at(warp, i, FaultKind::kOutOfBounds,
-               "reads past the kernel's " + std::to_string(parameters.size()) + " bytes of parameters", static_cast<int>(l), offset);
+               "reads past the kernel's " + std::to_string(parameters.size()) + " bytes of parameters",
+               static_cast<int>(l), offset);
     }
     if (writes(a.touch)) {
       fault_at(warp, i, FaultKind::kOutOfBounds, "writes to a kernel's parameters", static_cast<int>(l), offset);
@@ -395,13 +407,15 @@ SharedPlace shared_place(Warp& warp, const Instruction& i, uint32_t address, uin
     auto& blocks = block->cluster->blocks;
     if (rank > blocks.size()) {
       fault_at(warp, i, FaultKind::kOutOfBounds,
-               "touches shared memory of block " + std::to_string(rank - 1) + " of a cluster of " + std::to_string(blocks.size()), by,
-               address);
+               "touches shared memory of block " + std::to_string(rank - 1) + " of a cluster of " +
+                   std::to_string(blocks.size()),
+               by, address);
     }
     block = blocks[rank - 1].get();
     if (block != warp.block && block->exited == block->threads) {
       fault_at(warp, i, FaultKind::kUseAfterFree,
-               "touches shared memory of block " + std::to_string(rank - 1) + " of the cluster, which has ended", by, address);
+               "touches shared memory of block " + std::to_string(rank - 1) + " of the cluster, which has ended", by,
+               address);
     }
   }
   if (block != warp.block && warp.checks()) {
@@ -428,7 +442,8 @@ void load_addresses(const Warp& warp, Slot base, bool wide, int64_t offset, Acce
     for (uint32_t l = 0; l < kLanes; ++l) access.address[l] = p[l] + static_cast<uint64_t>(offset);
   } else {
     const uint32_t* p = warp.u32(base);
-    for (uint32_t l = 0; l < kLanes; ++l) access.address[l] = static_cast<uint32_t>(p[l] + static_cast<uint32_t>(offset));
+    for (uint32_t l = 0; l < kLanes; ++l)
+      access.address[l] = static_cast<uint32_t>(p[l] + static_cast<uint32_t>(offset));
   }
 }
 
@@ -448,12 +463,21 @@ uint32_t count_sectors(const Access& a) {
 void resolve(Warp& warp, const Instruction& i, Access& a) {
   check_alignment(warp, i, a, a.lanes);
   switch (a.space) {
-    case ptx::Space::kShared: resolve_shared(warp, i, a, a.lanes); return;
+    case ptx::Space::kShared:
+      resolve_shared(warp, i, a, a.lanes);
+      return;
     case ptx::Space::kGlobal:
-    case ptx::Space::kConst: resolve_global_lanes(warp, i, a, a.lanes); return;
-    case ptx::Space::kLocal: resolve_local(warp, i, a, a.lanes); return;
-    case ptx::Space::kParam: resolve_parameters(warp, i, a, a.lanes); return;
-    default: break;
+    case ptx::Space::kConst:
+      resolve_global_lanes(warp, i, a, a.lanes);
+      return;
+    case ptx::Space::kLocal:
+      resolve_local(warp, i, a, a.lanes);
+      return;
+    case ptx::Space::kParam:
+      resolve_parameters(warp, i, a, a.lanes);
+      return;
+    default:
+      break;
   }
   LaneMask in[4] = {};
   for_lanes(a.lanes, [&](uint32_t l) {
@@ -469,7 +493,8 @@ void resolve(Warp& warp, const Instruction& i, Access& a) {
   if (in[3] != 0) resolve_parameters(warp, i, a, in[3]);
 }
 
-std::byte* resolve_global(Warp& warp, const Instruction& i, uint64_t address, uint32_t bytes, Touch touch, uint32_t lane) {
+std::byte* resolve_global(Warp& warp, const Instruction& i, uint64_t address, uint32_t bytes, Touch touch,
+                          uint32_t lane) {
   bool write = writes(touch);
   Allocation& a = find_allocation(warp, i, address, bytes, lane < kLanes ? static_cast<int>(lane) : -1, write);
   Counters* c = counters(warp, i);

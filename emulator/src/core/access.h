@@ -18,10 +18,10 @@ constexpr uint32_t kRankShift = 24;  // of shared addresses: cluster rank + 1; 0
 enum class Touch : uint8_t {
   kRead,
   kWrite,
-  kAtomic,      // atom, red
-  kStrongRead,  // volatile, relaxed, acquire: no race by itself
-  kStrongWrite, // volatile, relaxed, release
-  kAsyncRead,   // source of an asynchronous copy
+  kAtomic,       // atom, red
+  kStrongRead,   // volatile, relaxed, acquire: no race by itself
+  kStrongWrite,  // volatile, relaxed, release
+  kAsyncRead,    // source of an asynchronous copy
 };
 
 // One warp instruction's access: the same number of bytes for each lane.
@@ -31,8 +31,8 @@ struct Access {
   uint32_t bytes = 0;  // per lane: element size times vector length
   LaneMask lanes = 0;
   bool release = false, acquire = false;  // semantics of the access itself
-  bool narrow = false;     // an atomic of scope .cta
-  bool read_only = false;  // ld.nc: nothing may write there during the launch
+  bool narrow = false;                    // an atomic of scope .cta
+  bool read_only = false;                 // ld.nc: nothing may write there during the launch
   bool count = true;
   // Set by resolve() for ordinary stores. Lanes of this instruction write to the same place: their values must agree.
   bool collision = false;
@@ -63,7 +63,8 @@ SharedPlace shared_place(Warp& warp, const Instruction& i, uint32_t address, uin
 
 // Global memory touched by something that is not a lane's load or store (bulk and tensor copies): bounds, freed memory,
 // initialisation, races; counts sectors. Returns the host address.
-std::byte* resolve_global(Warp& warp, const Instruction& i, uint64_t address, uint32_t bytes, Touch touch, uint32_t lane);
+std::byte* resolve_global(Warp& warp, const Instruction& i, uint64_t address, uint32_t bytes, Touch touch,
+                          uint32_t lane);
 
 // Distinct 32-byte sectors that these accesses touch.
 uint32_t count_sectors(const Access& access);

@@ -36,8 +36,9 @@ struct Mbarrier {
   uint32_t offset = 0;  // in the block's shared memory
   uint32_t count = 0;   // arrivals a phase wants
   int64_t pending = 0;  // arrivals still wanted in this phase
-  int64_t transactions = 0;  // bytes still expected (may go below zero for a while: a copy may land before its expect_tx)
-  uint64_t phase = 0;        // number of the current phase
+  int64_t transactions =
+      0;               // bytes still expected (may go below zero for a while: a copy may land before its expect_tx)
+  uint64_t phase = 0;  // number of the current phase
   bool live = true;
   uint32_t init_pc = 0;
   // Who initialised it. `init_fenced`: fence.mbarrier_init followed, so any later cluster barrier orders it.
@@ -51,7 +52,7 @@ struct Mbarrier {
   uint64_t delivered_phases = 0;  // phases up to and including the last one with bytes
   uint64_t observed_phases = 0;   // phases that a wait found complete
   uint32_t delivered_pc = 0;      // of the copy that delivered last
-  Agent agent = 0;  // of the copies that complete on it
+  Agent agent = 0;                // of the copies that complete on it
   uint64_t word = 0;
   Knowledge arriving;   // of the current phase
   Knowledge completed;  // of all completed phases
@@ -93,9 +94,9 @@ struct AsyncOperation {
   Block* writes = nullptr;  // whose shared memory it writes
   bool done = false;        // took effect; kept until its bulk group was waited for
   bool read_awaited = false;
-  bool bulk_group = false;  // completes by bulk group, not by mbarrier
-  uint32_t group = 0;       // number of the bulk group of its lane
-  bool source_read = false; // the first half is done: shared memory was read
+  bool bulk_group = false;            // completes by bulk group, not by mbarrier
+  uint32_t group = 0;                 // number of the bulk group of its lane
+  bool source_read = false;           // the first half is done: shared memory was read
   std::function<void()> read_source;  // stores: takes the bytes out of shared memory; may be empty
   std::function<void()> complete;     // takes effect: writes, completes transactions
   std::function<bool()> ready;        // may be empty: always
@@ -157,7 +158,7 @@ struct Launch {
   uint32_t blocks_per_cluster = 1;
   uint64_t clusters = 0;
   uint64_t cooperative_workspace = 0;  // its address; zeros at the start
-  uint8_t tag = 0;  // of this launch in global race cells
+  uint8_t tag = 0;                     // of this launch in global race cells
   uint64_t number = 0;
   std::unique_ptr<GlobalKnowledge> global_knowledge = std::make_unique<GlobalKnowledge>();
   std::atomic<bool> published{false};
@@ -165,9 +166,9 @@ struct Launch {
   // griddepcontrol.launch_dependents was executed: a dependent launch may start before this one's end.
   std::atomic<bool> let_dependents_in{false};
   bool overlaps_predecessor = false;  // this launch is such a dependent
-  std::atomic<bool> stop{false};             // another worker found a fault
+  std::atomic<bool> stop{false};      // another worker found a fault
   std::vector<struct Worker*> workers;
-  std::mutex cells_mutex;                    // making Allocation::cells
+  std::mutex cells_mutex;  // making Allocation::cells
 };
 
 constexpr uint32_t kSharedBase = 1024;
@@ -179,7 +180,7 @@ struct Worker {
   std::mt19937_64 random;
   std::vector<Counters> counters;  // by instruction; empty when off
   Counters total;
-  uint64_t sectors_read = 0, sectors_written = 0;  // distinct, that this worker touched first
+  uint64_t sectors_read = 0, sectors_written = 0;         // distinct, that this worker touched first
   std::array<struct Allocation*, 6> known_allocations{};  // met in this launch
   uint32_t next_known = 0;
   std::atomic<bool> spinning{false};  // its threads only poll; also set when it has ended

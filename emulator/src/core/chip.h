@@ -36,8 +36,8 @@ struct Chip {
 };
 
 const std::vector<Chip>& chips();
-// By name, without regard to case, blanks and dashes ("rtx4090", "H100"), or by architecture ("sm_90a": the first that has it).
-// Throws std::invalid_argument that lists the names.
+// By name, without regard to case, blanks and dashes ("rtx4090", "H100"), or by architecture ("sm_90a": the first that
+// has it). Throws std::invalid_argument that lists the names.
 const Chip& chip(std::string_view name);
 
 }  // namespace vgpu

@@ -49,8 +49,9 @@ uint64_t immediate_bits(const ptx::Operand& o, const TypeInfo& type) {
     return type.bits >= 64 ? o.bits : o.bits & ((1ull << type.bits) - 1);
   }
   if (type.bits == 64) {
-    return o.float_bits == 64 ? o.bits
-                              : std::bit_cast<uint64_t>(static_cast<double>(std::bit_cast<float>(static_cast<uint32_t>(o.bits))));
+    return o.float_bits == 64
+               ? o.bits
+               : std::bit_cast<uint64_t>(static_cast<double>(std::bit_cast<float>(static_cast<uint32_t>(o.bits))));
   }
   if (type.bits == 32) {
     return o.float_bits == 32 ? o.bits : std::bit_cast<uint32_t>(static_cast<float>(std::bit_cast<double>(o.bits)));
@@ -68,18 +69,36 @@ TypeInfo type_info(std::string_view name) {
   static const std::unordered_map<std::string_view, TypeInfo> kTypes = [] {
     std::unordered_map<std::string_view, TypeInfo> types;
     auto add = [&](const char* n, uint32_t bits, TypeInfo::Kind kind) { types[n] = {n, bits, kind}; };
-    for (auto [n, bits] : {std::pair{"b1", 1u}, {"b4", 4u}, {"b8", 8u}, {"b16", 16u}, {"b32", 32u}, {"b64", 64u}, {"b128", 128u}}) {
+    for (auto [n, bits] :
+         {std::pair{"b1", 1u}, {"b4", 4u}, {"b8", 8u}, {"b16", 16u}, {"b32", 32u}, {"b64", 64u}, {"b128", 128u}}) {
       add(n, bits, TypeInfo::kUntyped);
     }
-    for (auto [n, bits] : {std::pair{"u4", 4u}, {"u8", 8u}, {"u16", 16u}, {"u32", 32u}, {"u64", 64u}, {"u16x2", 32u}, {"u8x4", 32u}}) {
+    for (auto [n, bits] :
+         {std::pair{"u4", 4u}, {"u8", 8u}, {"u16", 16u}, {"u32", 32u}, {"u64", 64u}, {"u16x2", 32u}, {"u8x4", 32u}}) {
       add(n, bits, TypeInfo::kUnsigned);
     }
-    for (auto [n, bits] : {std::pair{"s4", 4u}, {"s8", 8u}, {"s16", 16u}, {"s32", 32u}, {"s64", 64u}, {"s16x2", 32u}, {"s8x4", 32u}}) {
+    for (auto [n, bits] :
+         {std::pair{"s4", 4u}, {"s8", 8u}, {"s16", 16u}, {"s32", 32u}, {"s64", 64u}, {"s16x2", 32u}, {"s8x4", 32u}}) {
       add(n, bits, TypeInfo::kSigned);
     }
-    for (auto [n, bits] : {std::pair{"f16", 16u}, {"bf16", 16u}, {"f16x2", 32u}, {"bf16x2", 32u}, {"tf32", 32u}, {"f32", 32u},
-                           {"f32x2", 64u}, {"f64", 64u}, {"e4m3", 8u}, {"e5m2", 8u}, {"e4m3x2", 16u}, {"e5m2x2", 16u},
-                           {"e4m3x4", 32u}, {"e5m2x4", 32u}, {"e2m1x2", 8u}, {"e2m3x2", 16u}, {"e3m2x2", 16u}, {"ue8m0x2", 16u}}) {
+    for (auto [n, bits] : {std::pair{"f16", 16u},
+                           {"bf16", 16u},
+                           {"f16x2", 32u},
+                           {"bf16x2", 32u},
+                           {"tf32", 32u},
+                           {"f32", 32u},
+                           {"f32x2", 64u},
+                           {"f64", 64u},
+                           {"e4m3", 8u},
+                           {"e5m2", 8u},
+                           {"e4m3x2", 16u},
+                           {"e5m2x2", 16u},
+                           {"e4m3x4", 32u},
+                           {"e5m2x4", 32u},
+                           {"e2m1x2", 8u},
+                           {"e2m3x2", 16u},
+                           {"e3m2x2", 16u},
+                           {"ue8m0x2", 16u}}) {
       add(n, bits, TypeInfo::kFloat);
     }
     add("pred", 1, TypeInfo::kPredicate);
@@ -176,7 +195,8 @@ Slot Decoder::source(const ptx::Operand& o, const TypeInfo& type) {
     }
     case ptx::OperandKind::kSymbol:
       return constant(builder_.symbol_address(*this, o, false) + static_cast<uint64_t>(o.offset), type.bits == 64);
-    default: unknown("cannot read the operand " + o.name);
+    default:
+      unknown("cannot read the operand " + o.name);
   }
 }
 
@@ -225,13 +245,15 @@ Decoder::Address Decoder::address(const ptx::Operand& o, ptx::Space space) {
       return a;
     case ptx::OperandKind::kSymbol:
       a.wide = true;
-      a.base = constant(builder_.symbol_address(*this, base, space == ptx::Space::kNone) + static_cast<uint64_t>(base.offset), true);
+      a.base = constant(
+          builder_.symbol_address(*this, base, space == ptx::Space::kNone) + static_cast<uint64_t>(base.offset), true);
       return a;
     case ptx::OperandKind::kImmediate:
       a.wide = true;
       a.base = constant(base.bits, true);
       return a;
-    default: unknown("cannot use " + base.name + " as an address");
+    default:
+      unknown("cannot use " + base.name + " as an address");
   }
 }
 
@@ -243,8 +265,10 @@ void Decoder::branch_target(const ptx::Operand& o, uint32_t* where) {
 void Decoder::note_access(ptx::Space space, uint32_t bytes) {
   Program& p = builder_.program;
   uint32_t granule = bytes >= 4 ? 4 : bytes;
-  if (space == ptx::Space::kShared || space == ptx::Space::kNone) p.shared_granule = std::min(p.shared_granule, granule);
-  if (space == ptx::Space::kGlobal || space == ptx::Space::kNone) p.global_granule = std::min(p.global_granule, granule);
+  if (space == ptx::Space::kShared || space == ptx::Space::kNone)
+    p.shared_granule = std::min(p.shared_granule, granule);
+  if (space == ptx::Space::kGlobal || space == ptx::Space::kNone)
+    p.global_granule = std::min(p.global_granule, granule);
 }
 
 void Decoder::unknown(const std::string& why) const {

@@ -84,7 +84,8 @@ void lay_out_shared(const ptx::Module& module, Kernel& kernel) {
 
 uint32_t usable_processors() {
   // Test runners that start several processes set it to 1.
-  if (const char* threads = std::getenv("EMULATOR_HOST_THREADS")) return static_cast<uint32_t>(std::max(1, std::atoi(threads)));
+  if (const char* threads = std::getenv("EMULATOR_HOST_THREADS"))
+    return static_cast<uint32_t>(std::max(1, std::atoi(threads)));
   cpu_set_t set;
   CPU_ZERO(&set);
   if (sched_getaffinity(0, sizeof set, &set) == 0) return std::max(1, CPU_COUNT(&set));
@@ -98,38 +99,45 @@ void check_limits(const Chip& chip, const Kernel& kernel, const LaunchConfig& c)
     limit("a launch of nothing: grid " + text(c.grid) + ", block " + text(c.block));
   }
   if (threads > chip.max_threads_per_block || c.block[2] > 64) {
-    limit("block " + text(c.block) + " has more than " + std::to_string(chip.max_threads_per_block) + " threads (z at most 64)");
+    limit("block " + text(c.block) + " has more than " + std::to_string(chip.max_threads_per_block) +
+          " threads (z at most 64)");
   }
   if (c.grid[0] > 0x7FFFFFFF || c.grid[1] > 65535 || c.grid[2] > 65535) limit("grid " + text(c.grid) + " is too large");
   const ptx::Function& f = *kernel.function;
   if (f.required_threads[0] != 0) {
-    std::array<uint32_t, 3> want{f.required_threads[0], std::max(f.required_threads[1], 1u), std::max(f.required_threads[2], 1u)};
+    std::array<uint32_t, 3> want{f.required_threads[0], std::max(f.required_threads[1], 1u),
+                                 std::max(f.required_threads[2], 1u)};
     if (want != c.block) limit("the kernel is made for blocks of " + text(want) + ", got " + text(c.block));
   }
   if (f.max_threads[0] != 0) {
     uint64_t most = uint64_t{f.max_threads[0]} * std::max(f.max_threads[1], 1u) * std::max(f.max_threads[2], 1u);
-    if (threads > most) limit("the kernel's launch bounds allow " + std::to_string(most) + " threads, got " + std::to_string(threads));
+    if (threads > most)
+      limit("the kernel's launch bounds allow " + std::to_string(most) + " threads, got " + std::to_string(threads));
   }
   if (f.max_registers != 0 && align_up(f.max_registers, 8) * align_up(threads, kLanes) > chip.registers_per_block) {
-    limit(std::to_string(f.max_registers) + " registers of " + std::to_string(threads) + " threads are more than a block has");
+    limit(std::to_string(f.max_registers) + " registers of " + std::to_string(threads) +
+          " threads are more than a block has");
   }
   uint64_t shared = uint64_t{kernel.dynamic_shared_offset()} - kSharedBase + c.dynamic_shared_bytes;
   uint32_t most_shared = std::max(chip.shared_per_block, chip.shared_per_block_optin);
   if (shared > most_shared) {
-    limit(std::to_string(shared) + " bytes of shared memory (" + std::to_string(kernel.static_shared_bytes) + " static) are more than the " +
-          std::to_string(most_shared) + " that a block of " + chip.name + " may have");
+    limit(std::to_string(shared) + " bytes of shared memory (" + std::to_string(kernel.static_shared_bytes) +
+          " static) are more than the " + std::to_string(most_shared) + " that a block of " + chip.name + " may have");
   }
   if (kernel.static_shared_bytes > chip.shared_per_block) {
-    limit(std::to_string(kernel.static_shared_bytes) + " bytes of static shared memory are more than " + std::to_string(chip.shared_per_block));
+    limit(std::to_string(kernel.static_shared_bytes) + " bytes of static shared memory are more than " +
+          std::to_string(chip.shared_per_block));
   }
   uint64_t blocks = uint64_t{c.cluster[0]} * c.cluster[1] * c.cluster[2];
   if (blocks == 0 || c.grid[0] % c.cluster[0] || c.grid[1] % c.cluster[1] || c.grid[2] % c.cluster[2]) {
     limit("grid " + text(c.grid) + " is no multiple of the cluster " + text(c.cluster));
   }
   uint64_t most_blocks = kernel.non_portable_cluster ? 16 : std::max(chip.max_cluster, 1u);
-  if (blocks > most_blocks) limit("a cluster of " + std::to_string(blocks) + " blocks, at most " + std::to_string(most_blocks));
+  if (blocks > most_blocks)
+    limit("a cluster of " + std::to_string(blocks) + " blocks, at most " + std::to_string(most_blocks));
   if (f.required_cluster[0] != 0) {
-    std::array<uint32_t, 3> want{f.required_cluster[0], std::max(f.required_cluster[1], 1u), std::max(f.required_cluster[2], 1u)};
+    std::array<uint32_t, 3> want{f.required_cluster[0], std::max(f.required_cluster[1], 1u),
+                                 std::max(f.required_cluster[2], 1u)};
     if (want != c.cluster) limit("the kernel is made for clusters of " + text(want) + ", got " + text(c.cluster));
   }
 }
@@ -141,7 +149,8 @@ void check_target(const Chip& chip, const Kernel& kernel) {
   bool exact = target.back() == 'a' || target.back() == 'f';
   int have = chip.major * 10 + chip.minor;
   if (exact ? number != have : number > have) {
-    refuse(kernel, FaultKind::kUnsupported, "PTX for " + target + " does not run on " + chip.name + " (sm_" + std::to_string(have) + ")");
+    refuse(kernel, FaultKind::kUnsupported,
+           "PTX for " + target + " does not run on " + chip.name + " (sm_" + std::to_string(have) + ")");
   }
 }
 
@@ -184,7 +193,8 @@ LaunchRecord make_record(const Launch& launch, const std::vector<std::unique_ptr
     record.total += c.counters;
     record.instructions.push_back(std::move(c));
   }
-  std::set_difference(all.begin(), all.end(), executed.begin(), executed.end(), std::back_inserter(record.lines_never_executed));
+  std::set_difference(all.begin(), all.end(), executed.begin(), executed.end(),
+                      std::back_inserter(record.lines_never_executed));
   return record;
 }
 
@@ -226,7 +236,8 @@ std::shared_ptr<Module> Gpu::load(std::string_view ptx, const std::string& name)
     for (const ptx::Variable::Address& a : v.addresses) {
       auto target = module->variables.find(a.name);
       if (target == module->variables.end() || !module->variables.contains(v.name)) {
-        throw ptx::SyntaxError(name + ": the initial value of " + v.name + " names " + a.name + ", which has no address");
+        throw ptx::SyntaxError(name + ": the initial value of " + v.name + " names " + a.name +
+                               ", which has no address");
       }
       uint64_t value = target->second + static_cast<uint64_t>(a.offset);
       std::memcpy(reinterpret_cast<std::byte*>(module->variables[v.name]) + a.at, &value, 8);
@@ -239,14 +250,16 @@ std::shared_ptr<Module> Gpu::load(std::string_view ptx, const std::string& name)
     kernel->demangled = demangle(f.name);
     kernel->module = module.get();
     kernel->function = &f;
-    for (const ptx::Parameter& p : f.parameters) kernel->parameter_bytes = std::max(kernel->parameter_bytes, p.offset + p.bytes);
+    for (const ptx::Parameter& p : f.parameters)
+      kernel->parameter_bytes = std::max(kernel->parameter_bytes, p.offset + p.bytes);
     lay_out_shared(*module->text, *kernel);
     module->kernels.push_back(std::move(kernel));
   }
   return module;
 }
 
-const LaunchRecord& Gpu::launch(const Kernel& kernel, const LaunchConfig& config, std::span<const std::byte> parameters) {
+const LaunchRecord& Gpu::launch(const Kernel& kernel, const LaunchConfig& config,
+                                std::span<const std::byte> parameters) {
   check_target(chip_, kernel);
   LaunchConfig resolved = config;
   const ptx::Function& f = *kernel.function;
@@ -256,7 +269,8 @@ const LaunchRecord& Gpu::launch(const Kernel& kernel, const LaunchConfig& config
   check_limits(chip_, kernel, resolved);
   if (parameters.size() < kernel.parameter_bytes) {
     refuse(kernel, FaultKind::kLaunchLimit,
-           "wants " + std::to_string(kernel.parameter_bytes) + " bytes of parameters, got " + std::to_string(parameters.size()));
+           "wants " + std::to_string(kernel.parameter_bytes) + " bytes of parameters, got " +
+               std::to_string(parameters.size()));
   }
   Launch launch;
   launch.gpu = this;

@@ -29,13 +29,14 @@ enum class Accumulate : uint8_t { kSequential, kExact, kTruncate };
 
 struct Options {
   uint64_t seed = 0;
-  bool checks = true;    // memory, races, initialisation, collectives' lanes, async rules
-  // False: values that nothing wrote (registers, shared memory) may be used. Sorting libraries pad with them and drop them.
+  bool checks = true;  // memory, races, initialisation, collectives' lanes, async rules
+  // False: values that nothing wrote (registers, shared memory) may be used. Sorting libraries pad with them and drop
+  // them.
   bool uninitialised = true;
   bool counters = true;  // per instruction; the totals of instructions are always there
   Completion completion = Completion::kRandom;
   Accumulate accumulate = Accumulate::kSequential;
-  uint32_t host_threads = 0;             // 0: EMULATOR_HOST_THREADS, or as many as the process may use
+  uint32_t host_threads = 0;         // 0: EMULATOR_HOST_THREADS, or as many as the process may use
   uint64_t hang_limit = 20'000'000;  // warp instructions with no progress before a launch counts as hung
 };
 
@@ -63,7 +64,8 @@ class Gpu {
   // Parses and lays out module variables; kernels are decoded at their first launch. Throws ptx::SyntaxError, Fault.
   std::shared_ptr<Module> load(std::string_view ptx, const std::string& name);
 
-  // Runs to the end. `parameters` is the packed parameter buffer. Throws Fault. The record is also appended to launches().
+  // Runs to the end. `parameters` is the packed parameter buffer. Throws Fault. The record is also appended to
+  // launches().
   const LaunchRecord& launch(const Kernel& kernel, const LaunchConfig& config, std::span<const std::byte> parameters);
 
   std::vector<LaunchRecord>& launches() { return launches_; }
@@ -71,7 +73,8 @@ class Gpu {
   // Called with each line that a kernel prints; the default writes to stdout.
   std::function<void(std::string_view)> print;
 
-  // What the runtime stand-in keeps for this GPU (runtime/context.h): modules loaded from fat binaries, a pending fault.
+  // What the runtime stand-in keeps for this GPU (runtime/context.h): modules loaded from fat binaries, a pending
+  // fault.
   std::shared_ptr<void>& runtime() { return runtime_; }
 
  private:
@@ -80,7 +83,7 @@ class Gpu {
   std::vector<LaunchRecord> launches_;
   uint64_t launch_number_ = 0;
   bool dependents_may_overlap_ = false;  // the last launch let its dependents in
-  std::shared_ptr<void> runtime_;  // last, so that it goes before the memory that its modules live in
+  std::shared_ptr<void> runtime_;        // last, so that it goes before the memory that its modules live in
 };
 
 // The one that the runtime stand-in uses. Never null; a default H100 until another is made current.

@@ -133,7 +133,8 @@ void Memory::mark_fresh(void* pointer, size_t bytes) {
     set_bits(a->written.get(), 0, a->bytes);
   }
   begin -= a->base;
-  for (uint64_t k = begin; k < std::min<uint64_t>(begin + bytes, a->bytes); ++k) a->written[k / 64] &= ~(1ull << (k % 64));
+  for (uint64_t k = begin; k < std::min<uint64_t>(begin + bytes, a->bytes); ++k)
+    a->written[k / 64] &= ~(1ull << (k % 64));
 }
 
 void Memory::forget_races() {

@@ -19,9 +19,9 @@ struct Allocation {
   uint64_t base = 0;
   uint64_t bytes = 0;
   bool freed = false;
-  bool owned = false;      // from allocate(): red zones around, poisoned when fresh
-  bool read_only = false;  // .const variables
-  std::string label;       // for reports: "argument 2", "cudaMalloc #7"
+  bool owned = false;                   // from allocate(): red zones around, poisoned when fresh
+  bool read_only = false;               // .const variables
+  std::string label;                    // for reports: "argument 2", "cudaMalloc #7"
   std::unique_ptr<uint64_t[]> written;  // null: every byte counts as written
   std::unique_ptr<struct RaceCells> cells;
   std::unique_ptr<uint64_t[]> sectors_read, sectors_written;  // one bit a sector of 32 bytes, of the launch that runs
@@ -40,7 +40,8 @@ class Memory {
 
   // 256-byte aligned, poisoned, with red zones. Nothing counts as written.
   void* allocate(size_t bytes, std::string label);
-  // Keeps the range reserved, so that later touches are found, until many later frees. False: not the start of an allocation.
+  // Keeps the range reserved, so that later touches are found, until many later frees. False: not the start of an
+  // allocation.
   bool release(void* pointer);
   // Memory that someone else owns. `written` false: as fresh device memory, but its bytes are not changed. A range that
   // overlaps a live one extends or replaces it.

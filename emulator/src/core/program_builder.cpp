@@ -54,10 +54,14 @@ uint32_t ProgramBuilder::allocate_local(uint32_t bytes, uint32_t align) {
 
 uint32_t ProgramBuilder::local_offset(const Decoder& decoder, const ptx::Operand& symbol) const {
   switch (symbol.table) {
-    case ptx::SymbolTable::kVariables: return frame_->variable_offsets[symbol.index];
-    case ptx::SymbolTable::kParameters: return frame_->parameter_offsets.at(symbol.index);
-    case ptx::SymbolTable::kResults: return frame_->result_offsets.at(symbol.index);
-    default: decoder.unsupported("a call's argument that is not a .param variable: " + symbol.name);
+    case ptx::SymbolTable::kVariables:
+      return frame_->variable_offsets[symbol.index];
+    case ptx::SymbolTable::kParameters:
+      return frame_->parameter_offsets.at(symbol.index);
+    case ptx::SymbolTable::kResults:
+      return frame_->result_offsets.at(symbol.index);
+    default:
+      decoder.unsupported("a call's argument that is not a .param variable: " + symbol.name);
   }
 }
 
@@ -90,8 +94,10 @@ uint64_t ProgramBuilder::symbol_address(const Decoder& decoder, const ptx::Opera
       if (it == kernel.module->variables.end()) decoder.unsupported("the address of " + v.name);
       return it->second;
     }
-    case ptx::SymbolTable::kFunctions: decoder.unsupported("the address of the function " + symbol.name);
-    default: decoder.unknown("the symbol " + symbol.name + " has no address");
+    case ptx::SymbolTable::kFunctions:
+      decoder.unsupported("the address of the function " + symbol.name);
+    default:
+      decoder.unknown("the symbol " + symbol.name + " has no address");
   }
 }
 
@@ -166,7 +172,8 @@ void ProgramBuilder::mark_loads_before_swaps() {
     if (i.statement->opcode == "atom" && std::find(m.begin(), m.end(), "cas") != m.end()) swapped.insert(i.slot[0]);
   }
   for (Instruction& i : program.code) {
-    if (i.statement->opcode == "ld" && i.kind == InstructionClass::kMemory && swapped.contains(i.slot[0])) i.extra[2] |= kBeforeSwap;
+    if (i.statement->opcode == "ld" && i.kind == InstructionClass::kMemory && swapped.contains(i.slot[0]))
+      i.extra[2] |= kBeforeSwap;
   }
 }
 

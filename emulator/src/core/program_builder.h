@@ -16,10 +16,10 @@ namespace vgpu {
 // One inlined copy of a function.
 struct Frame {
   const ptx::Function* function = nullptr;
-  uint32_t register_base = 0;              // its first register's number
-  std::vector<uint32_t> variable_offsets;  // shared or local, by Function::variables
+  uint32_t register_base = 0;                               // its first register's number
+  std::vector<uint32_t> variable_offsets;                   // shared or local, by Function::variables
   std::vector<uint32_t> parameter_offsets, result_offsets;  // local memory; of a .func only
-  std::vector<uint32_t> statement_index;   // statement → instruction, one more for the end
+  std::vector<uint32_t> statement_index;                    // statement → instruction, one more for the end
   const Frame* caller = nullptr;
 };
 

@@ -25,7 +25,8 @@ void locate(Fault& f, const Warp& warp, const ptx::Statement& statement) {
   }
 }
 
-Fault make_fault(const Warp& warp, const Instruction& i, FaultKind kind, std::string message, int lane, std::string details) {
+Fault make_fault(const Warp& warp, const Instruction& i, FaultKind kind, std::string message, int lane,
+                 std::string details) {
   Fault f;
   f.kind = kind;
   f.message = std::move(message);
@@ -34,7 +35,8 @@ Fault make_fault(const Warp& warp, const Instruction& i, FaultKind kind, std::st
   f.block = warp.block->id;
   f.warp = static_cast<int32_t>(warp.index);
   f.lane = lane;
-  uint32_t thread = warp.index * kLanes + static_cast<uint32_t>(lane < 0 ? (warp.active ? std::countr_zero(warp.active) : 0) : lane);
+  uint32_t thread =
+      warp.index * kLanes + static_cast<uint32_t>(lane < 0 ? (warp.active ? std::countr_zero(warp.active) : 0) : lane);
   const auto& dim = warp.launch->config.block;
   f.thread = {thread % dim[0], thread / dim[0] % dim[1], thread / dim[0] / dim[1]};
   return f;
@@ -76,7 +78,8 @@ bool converged(Warp& warp, const Instruction& i, LaneMask wanted) {
             "waits for lane " + std::to_string(std::countr_zero(gone)) + ", which has exited");
     }
     if (LaneMask strangers = group.lanes & ~wanted) {
-      fault(warp, i, FaultKind::kBadArgument, "a lane executes it that is not in its mask", std::countr_zero(strangers));
+      fault(warp, i, FaultKind::kBadArgument, "a lane executes it that is not in its mask",
+            std::countr_zero(strangers));
     }
   }
   if (missing == 0) return true;

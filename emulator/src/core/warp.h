@@ -18,10 +18,10 @@ struct Worker;
 
 enum class Wait : uint8_t {
   kNone,
-  kConverge,        // at a collective, until its other lanes come
-  kBarrier,         // detail: its number
+  kConverge,  // at a collective, until its other lanes come
+  kBarrier,   // detail: its number
   kClusterBarrier,
-  kDone,            // a collective's lanes were released together; used by the scheduler only
+  kDone,  // a collective's lanes were released together; used by the scheduler only
 };
 
 // Lanes of a warp that are at the same instruction.
@@ -39,10 +39,10 @@ struct PendingCopy {
   LaneMask arrived = 0;  // whose bytes are there already; in flight all the same until they waited
   uint32_t number = 0;   // counts the warp's copies
   uint32_t pc = 0;
-  uint8_t bytes = 0;  // per lane
-  std::array<uint32_t, kLanes> to{};     // offset in shared memory
+  uint8_t bytes = 0;                  // per lane
+  std::array<uint32_t, kLanes> to{};  // offset in shared memory
   std::array<const std::byte*, kLanes> from{};
-  std::array<uint8_t, kLanes> valid{};   // bytes copied; the rest is zeros
+  std::array<uint8_t, kLanes> valid{};  // bytes copied; the rest is zeros
 };
 struct CopyGroup {
   LaneMask lanes = 0;  // that committed it and have not waited for it
@@ -86,19 +86,19 @@ struct Warp {
   std::vector<Group> groups;
   uint32_t current = 0;  // the group that executes
 
-  std::vector<LaneMask> written;  // by register: lanes that hold a value
-  std::vector<std::byte> local;          // lane after lane
-  std::vector<uint8_t> local_written;    // the same, 1 where written
+  std::vector<LaneMask> written;       // by register: lanes that hold a value
+  std::vector<std::byte> local;        // lane after lane
+  std::vector<uint8_t> local_written;  // the same, 1 where written
 
   WarpClocks clocks;
-  Knowledge fence;         // what a relaxed atomic publishes: the knowledge at the last fence of wide enough scope
+  Knowledge fence;  // what a relaxed atomic publishes: the knowledge at the last fence of wide enough scope
   uint32_t register_changes = 0, last_register_change = 0;  // setmaxnreg: how many, and the last one's pc
 
   bool has_fence = false;       // of any scope
   bool has_wide_fence = false;  // of cluster scope or wider: `fence` may be published to other blocks
 
-  CopyGroup open_copies;                // not committed
-  std::vector<CopyGroup> copy_groups;   // oldest first
+  CopyGroup open_copies;               // not committed
+  std::vector<CopyGroup> copy_groups;  // oldest first
   WgmmaState wgmma;
   // Per lane would be exact; bulk groups belong to the thread that issues, which is one elected lane in practice.
   std::array<uint32_t, kLanes> bulk_open{}, bulk_committed{};  // operations in the open group; groups committed

@@ -8,7 +8,18 @@
 
 namespace vgpu {
 
-enum class InstructionClass : uint8_t { kInteger, kFloat, kConversion, kMove, kMemory, kControl, kCollective, kMatrix, kAsync, kOther };
+enum class InstructionClass : uint8_t {
+  kInteger,
+  kFloat,
+  kConversion,
+  kMove,
+  kMemory,
+  kControl,
+  kCollective,
+  kMatrix,
+  kAsync,
+  kOther
+};
 constexpr int kInstructionClasses = 10;
 const char* name(InstructionClass c);
 
@@ -49,7 +60,7 @@ struct LaunchRecord {
   std::array<uint32_t, 3> grid{}, block{}, cluster{};
   uint32_t dynamic_shared_bytes = 0, static_shared_bytes = 0;
   uint64_t stream = 0;
-  double host_seconds = 0;  // of the emulation
+  double host_seconds = 0;                                           // of the emulation
   uint64_t distinct_sectors_read = 0, distinct_sectors_written = 0;  // of global memory, 32 bytes
   std::array<uint64_t, kInstructionClasses> instructions_by_class{};
   Counters total;

@@ -35,9 +35,10 @@ void set_address(Decoder& decoder, uint32_t k, const ptx::Operand& operand, ptx:
 uint64_t address_of(const Warp& warp, const Instruction& i, uint32_t k, uint32_t lane);
 // A shared address of 32 bits; of a generic address its shared part. Faults when it is not a shared address.
 uint32_t shared_address_of(Warp& warp, const Instruction& i, uint32_t k, uint32_t lane);
-// As shared_place(), aligned; faults when it is the memory of a block that has ended, or, without `cluster`, of another.
-SharedPlace async_place(Warp& warp, const Instruction& i, uint32_t address, uint32_t bytes, uint32_t align, bool cluster,
-                        uint32_t lane);
+// As shared_place(), aligned; faults when it is the memory of a block that has ended, or, without `cluster`, of
+// another.
+SharedPlace async_place(Warp& warp, const Instruction& i, uint32_t address, uint32_t bytes, uint32_t align,
+                        bool cluster, uint32_t lane);
 [[noreturn]] void fault_misaligned(Warp& warp, const Instruction& i, uint64_t address, uint32_t align, uint32_t lane,
                                    const char* what);
 

@@ -50,7 +50,8 @@ void check_neighbours_at_exit(Warp& warp, const Instruction& i) {
     bool known = false;
     for (const auto& w : warp.block->warps) {
       known |= w->clocks.knows(kWholeWarp, t.agent, kWholeWarp, t.time);
-      for_lanes(w->clocks.lanes_with_extra, [&](uint32_t l) { known |= w->clocks.knows(l, t.agent, kWholeWarp, t.time); });
+      for_lanes(w->clocks.lanes_with_extra,
+                [&](uint32_t l) { known |= w->clocks.knows(l, t.agent, kWholeWarp, t.time); });
     }
     if (known) continue;
     fault(warp, i, FaultKind::kUseAfterFree,

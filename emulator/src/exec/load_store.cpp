@@ -41,7 +41,9 @@ void copy_in(const Warp& warp, const Instruction& i, const Access& access) {
   }
 }
 
-Touch read_touch(const Instruction& i) { return i.extra[2] & (kStrong | kBeforeSwap) ? Touch::kStrongRead : Touch::kRead; }
+Touch read_touch(const Instruction& i) {
+  return i.extra[2] & (kStrong | kBeforeSwap) ? Touch::kStrongRead : Touch::kRead;
+}
 Touch write_touch(const Instruction& i) { return i.extra[2] & kStrong ? Touch::kStrongWrite : Touch::kWrite; }
 
 void finish(Warp& warp, const Instruction& i, const Access& access) {

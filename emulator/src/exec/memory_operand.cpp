@@ -91,7 +91,7 @@ bool resolve_own_shared(Warp& warp, Access& access) {
 void part_ways(Warp& warp) {
   if (!warp.checks() || std::popcount(warp.active) < 2) return;
   const uint64_t random = worker(warp).random();
-  if (random & 3) return;
+  if (random & 1) return;
   const LaneMask first = warp.active & static_cast<LaneMask>(random >> 32), later = warp.active & ~first;
   if (first == 0 || later == 0) return;
   Group rest = warp.group();

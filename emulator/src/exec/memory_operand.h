@@ -50,8 +50,8 @@ enum AccessFlag : uint32_t {
   kReleases = 8,
   kStrong = 16,  // volatile, relaxed, …
   kNarrow = 32,  // scope .cta
-  // An ordinary load through the address register of a compare-and-swap: it gives the loop its first guess, as CUDA's own
-  // headers do, and a torn or stale value only fails the swap. Counts as strong for the race checks.
+  // An ordinary load through the address register of a compare-and-swap: it gives the loop its first guess, as CUDA's
+  // own headers do, and a torn or stale value only fails the swap. Counts as strong for the race checks.
   kBeforeSwap = 64,
   kReadOnly = 128,  // .nc
 };

@@ -46,10 +46,10 @@ def test_as_much_as_the_chip_has() -> None:
             module["dynamic"](1, 32, gpu.empty(32, np.int32), shared_bytes=kilobytes * 1024 + 16)
 
 
-def test_ptx_of_a_newer_or_another_architecture() -> None:
-    with pytest.raises(emulator.Fault, match="does not run on A100"):
-        gpu = emulator.Gpu("A100")
-        gpu.load(emulator.compile_cuda(SOURCE, "sm_90"))["plain"](1, 32, gpu.empty(32, np.int32))
-    with pytest.raises(emulator.Fault, match="does not run on B200"):
-        gpu = emulator.Gpu("B200")
-        gpu.load(emulator.compile_cuda(SOURCE, "sm_90a"))["plain"](1, 32, gpu.empty(32, np.int32))
+@pytest.mark.parametrize(("chip", "arch"), [("A100", "sm_90"), ("B200", "sm_90a")])
+def test_ptx_of_a_newer_or_another_architecture(chip: str, arch: str) -> None:
+    gpu = emulator.Gpu(chip)
+    kernel = gpu.load(emulator.compile_cuda(SOURCE, arch))["plain"]
+    y = gpu.empty(32, np.int32)
+    with pytest.raises(emulator.Fault, match=f"does not run on {chip}"):
+        kernel(1, 32, y)

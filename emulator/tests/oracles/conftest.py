@@ -25,13 +25,19 @@ def make_gpu() -> Callable[..., Any]:
 
 @pytest.fixture
 def load_cuda(make_gpu: Callable[..., Any]) -> Callable[..., Any]:
-    """load_cuda("wmma", 80, seed=0): a GPU and the module of cuda_headers/wmma.cu on it."""
+    """load_cuda("wmma", 80, seed=0): a GPU and the module of cuda_headers/wmma.cu on it.
+
+    With debug=True it is compiled for the debugger: without optimisation, so that everything goes through calls,
+    local memory and generic addresses.
+    """
     if emulator.nvcc() is None:
         pytest.skip("no nvcc: set CUDA_HOME, put it on PATH, or install the wheel nvidia-cuda-nvcc")
 
-    def load(name: str, arch: int, seed: int = 0, **options: Any) -> Any:
+    def load(name: str, arch: int, seed: int = 0, *, debug: bool = False, **options: Any) -> Any:
         gpu = make_gpu(arch, seed, **options)
         source = Path(__file__).parent / "cuda_headers" / f"{name}.cu"
-        return gpu, gpu.load(emulator.compile_cuda(source, {80: "sm_80", 90: "sm_90a"}[arch]))
+        flags = ["-G"] if debug else []
+        target = {80: "sm_80", 90: "sm_90a"}[arch]
+        return gpu, gpu.load(emulator.compile_cuda(source, target, line_info=not debug, options=flags))
 
     return load

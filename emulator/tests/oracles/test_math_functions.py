@@ -12,8 +12,18 @@ from emulator.tests.oracles.formats import assert_within_ulp
 ARCHES = pytest.mark.parametrize("arch", [80, 90])
 
 
-def run(load_cuda, arch, kernel, rows, *inputs):
-    gpu, module = load_cuda("math_functions", arch)
+@pytest.fixture(params=["release", "debug"])
+def build(request, load_cuda):
+    """load_cuda for optimised and for unoptimised code."""
+
+    def load(name, arch):
+        return load_cuda(name, arch, debug=request.param == "debug")
+
+    return load
+
+
+def run(build, arch, kernel, rows, *inputs):
+    gpu, module = build("math_functions", arch)
     n = inputs[0].size
     out = gpu.empty((rows, n), inputs[0].dtype)
     module[kernel](-(-n // 128), 128, *map(gpu.array, inputs), out, n)
@@ -33,10 +43,10 @@ def each(function, x):
 
 
 @ARCHES
-def test_fp32_one_argument(load_cuda, arch):
+def test_fp32_one_argument(build, arch):
     rng = np.random.default_rng(1)
     x = np.concatenate([rng.uniform(-8, 8, 1200), rng.standard_normal(300) * 1e-3]).astype(np.float32)
-    out = run(load_cuda, arch, "fp32_one", 24, x)
+    out = run(build, arch, "fp32_one", 24, x)
     v = x.astype(np.float64)
     gamma = each(math.gamma, v)
     expected = [
@@ -59,18 +69,18 @@ def test_fp32_one_argument(load_cuda, arch):
 
 
 @ARCHES
-def test_fp32_large_arguments(load_cuda, arch):
+def test_fp32_large_arguments(build, arch):
     """Reduction by many digits of pi."""
     x = (np.exp2(np.random.default_rng(2).uniform(10, 100, 500))).astype(np.float32)
-    out = run(load_cuda, arch, "fp32_one", 24, x)
+    out = run(build, arch, "fp32_one", 24, x)
     v = x.astype(np.float64)  # NumPy's reduction is exact as well
     check(out[:3], [np.sin(v), np.cos(v), np.tan(v)], [2, 2, 4])
 
 
 @ARCHES
-def test_fp32_positive_arguments(load_cuda, arch):
+def test_fp32_positive_arguments(build, arch):
     x = np.exp2(np.random.default_rng(3).uniform(-30, 30, 1500)).astype(np.float32)
-    out = run(load_cuda, arch, "fp32_positive", 12, x)
+    out = run(build, arch, "fp32_positive", 12, x)
     v = x.astype(np.float64)
     one = np.float32(1)
     ratio = (x / (x + one)).astype(np.float64)
@@ -83,12 +93,12 @@ def test_fp32_positive_arguments(load_cuda, arch):
 
 
 @ARCHES
-def test_fp32_two_arguments(load_cuda, arch):
+def test_fp32_two_arguments(build, arch):
     rng = np.random.default_rng(4)
     n = 1500
     x = (rng.standard_normal(n) * np.exp2(rng.integers(-8, 9, n))).astype(np.float32)
     y = (rng.standard_normal(n) * 8).astype(np.float32)
-    out = run(load_cuda, arch, "fp32_two", 12, x, y)
+    out = run(build, arch, "fp32_two", 12, x, y)
     v, w = x.astype(np.float64), y.astype(np.float64)
     fraction, exponent = np.frexp(x)
     rest, whole = np.modf(x)
@@ -118,12 +128,12 @@ def directed(exact, approximate, mode):
 
 
 @ARCHES
-def test_fp32_rounding_modes(load_cuda, arch):
+def test_fp32_rounding_modes(build, arch):
     rng = np.random.default_rng(5)
     n = 1200
     x = (rng.standard_normal(n) * np.exp2(rng.integers(-3, 4, n))).astype(np.float32)
     y = (rng.standard_normal(n) * np.exp2(rng.integers(-3, 4, n))).astype(np.float32)
-    out = run(load_cuda, arch, "fp32_rounding", 26, x, y)
+    out = run(build, arch, "fp32_rounding", 26, x, y)
     v, w = x.astype(np.longdouble), y.astype(np.longdouble)
     root = np.abs(v)
     # Sums, products and fma of such numbers are exact in 64 bits of significand; quotients and roots compare by
@@ -150,9 +160,9 @@ def test_fp32_rounding_modes(load_cuda, arch):
 
 
 @ARCHES
-def test_fp32_approximations(load_cuda, arch):
+def test_fp32_approximations(build, arch):
     x = np.random.default_rng(6).uniform(0.05, 3, 1000).astype(np.float32)
-    out = run(load_cuda, arch, "fp32_fast", 10, x)
+    out = run(build, arch, "fp32_fast", 10, x)
     v = x.astype(np.float64)
     expected = [
         np.sin(v), np.cos(v), np.exp(v), 10.0**v, np.log(v), np.log2(v), 1 / v, v**1.5, np.tan(v), np.tanh(v),
@@ -169,9 +179,9 @@ def test_fp32_approximations(load_cuda, arch):
 
 
 @ARCHES
-def test_fp64(load_cuda, arch):
+def test_fp64(build, arch):
     x = np.random.default_rng(7).uniform(0.01, 20, 600)
-    out = run(load_cuda, arch, "fp64_one", 14, x)
+    out = run(build, arch, "fp64_one", 14, x)
     v = x.astype(np.longdouble)
     erf = each(math.erf, x).astype(np.longdouble)  # itself off by up to 1 ulp
     expected = [
@@ -182,11 +192,11 @@ def test_fp64(load_cuda, arch):
 
 
 @ARCHES
-def test_integers(load_cuda, arch):
+def test_integers(build, arch):
     rng = np.random.default_rng(8)
     n = 1000
     x, y = (rng.integers(-(2**31), 2**31, n, dtype=np.int64) >> rng.integers(0, 31, n) for _ in range(2))
-    out = run(load_cuda, arch, "integers", 25, x.astype(np.int32), y.astype(np.int32))
+    out = run(build, arch, "integers", 25, x.astype(np.int32), y.astype(np.int32))
     wrong = []
     for i, (v, w) in enumerate(zip(x.tolist(), y.tolist(), strict=True)):
         expected = [value & 0xFFFFFFFF for value in integer_results(v, w)]

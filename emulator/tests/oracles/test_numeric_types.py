@@ -66,9 +66,10 @@ def assert_same(actual, expected, kind, unsigned_zeros=()):
 @ARCHES
 @pytest.mark.parametrize("kind", ["fp16", "bf16"])
 @pytest.mark.parametrize(("form", "width"), [("scalar", SCALAR_RESULTS), ("packed", 2 * PACKED_RESULTS)])
-def test_arithmetic(load_cuda, host, arch, kind, form, width):
+@pytest.mark.parametrize("debug", [False, True], ids=["release", "debug"])
+def test_arithmetic(load_cuda, host, arch, kind, form, width, debug):
     n = 1500
-    gpu, module = load_cuda("numeric_types", arch)
+    gpu, module = load_cuda("numeric_types", arch, debug=debug)
     a, b, c = (patterns(kind, n, seed) for seed in range(3))
     out = gpu.empty((n, width), np.uint16)
     name = f"{form}_{kind}"

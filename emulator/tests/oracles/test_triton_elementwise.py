@@ -228,6 +228,9 @@ def test_cast(make_gpu, arch, source, target):
     rng = np.random.default_rng(7)
     if source.startswith("fp8"):
         x = np.arange(256, dtype=np.uint8)  # every pattern
+        if (source, target) == ("fp8e5", "bf16"):
+            # Triton moves the bits and multiplies by 2¹¹²: infinities and NaNs come out as 2¹⁶ and more.
+            x = x[(x & 0x7C) != 0x7C]
     elif source in FLOATS:
         bound = 2.0 ** {"i8": 7, "i16": 15, "i32": 31, "i64": 60}.get(target, 8) - 1
         values = rng.standard_normal(1000) * np.exp2(rng.uniform(-10, 8, 1000))
@@ -238,7 +241,9 @@ def test_cast(make_gpu, arch, source, target):
             0, 8 * info.dtype.itemsize, 1000
         ).astype(raw_dtype(source))
     n = x.size
-    (out,) = run(make_gpu(arch), elementwise.cast, arch, [(source, x)], [(target, (n,))], n)
+    # Triton's own code for e5m2 works on four bytes of which some are undefined, and keeps the others.
+    gpu = make_gpu(arch, uninitialised="fp8e5" not in (source, target))
+    (out,) = run(gpu, elementwise.cast, arch, [(source, x)], [(target, (n,))], n)
     v = decode(x, source)
     if target in INTEGERS:
         np.testing.assert_array_equal(out, (np.trunc(v) if source in FLOATS else v).astype(raw_dtype(target)))

@@ -57,8 +57,9 @@ def test_tile(load_cuda, arch, layouts, kernel, kind, out_kind, shape):
 
 @ARCHES
 @pytest.mark.parametrize("seed", [0, 1])
-def test_matmul(load_cuda, arch, seed):
-    gpu, module = load_cuda("wmma", arch, seed)
+@pytest.mark.parametrize("debug", [False, True], ids=["release", "debug"])
+def test_matmul(load_cuda, arch, seed, debug):
+    gpu, module = load_cuda("wmma", arch, seed, debug=debug)
     m, n, k = 48, 64, 80
     rng = np.random.default_rng(2)
     a, b = grid(rng, (m, k)), grid(rng, (k, n))

@@ -284,3 +284,42 @@ __global__ void overlapping_arrays(const int* in, int* out) {
   out[tid] = values[keys[tid]];
 }
 PLANT(overlapping_arrays, const int*, int*);
+
+template <bool kBug>
+__global__ void counter_init_without_barrier(const int* in, int* out) {
+  __shared__ int count;
+  int tid = threadIdx.x;
+  if (tid == 0) count = 0;  // BUG: shared_race
+  if (!kBug) __syncthreads();
+  if (in[tid] > 0) atomicAdd(&count, 1);  // BUG: shared_race | uninitialised_shared
+  __syncthreads();
+  if (tid == 0) out[0] = count;
+}
+PLANT(counter_init_without_barrier, const int*, int*);
+
+// Half of the block meets at the barrier that __syncthreads uses.
+template <bool kBug>
+__global__ void named_barrier_zero(const int* in, int* out) {
+  __shared__ int tile[128];
+  int tid = threadIdx.x;
+  tile[tid] = in[tid];
+  if (tid < 64) {
+    barrier_sync(kBug ? 0 : 1, 64);             // BUG: barrier_misuse | deadlock
+    if (tid < 32) tile[tid] += tile[tid + 32];  // BUG: shared_race
+  }
+  __syncthreads();             // BUG: barrier_misuse | deadlock
+  out[tid] = tile[127 - tid];  // BUG: shared_race
+}
+PLANT(named_barrier_zero, const int*, int*);
+
+// A warp that has left does not come to a barrier that counts it.
+template <bool kBug>
+__global__ void named_barrier_after_exit(const int* in, int* out) {
+  __shared__ int tile[96];
+  int tid = threadIdx.x;
+  if (tid >= 96) return;
+  tile[tid] = in[tid];
+  barrier_sync(1, kBug ? 128 : 96);  // BUG: deadlock | barrier_misuse
+  out[tid] = tile[95 - tid];
+}
+PLANT(named_barrier_after_exit, const int*, int*);

@@ -160,6 +160,13 @@ def assertion_fails(run: Run) -> None:
     assert_array_equal(out, np.minimum(np.arange(64), 60))
 
 
+@planted("memory.cu")
+def vector_tail(run: Run) -> None:
+    out = run.empty(102, np.float32)
+    run(1, 32, run.array(INTS[:102], np.float32), out, 102)
+    assert_array_equal(out, -INTS[:102])
+
+
 # barriers.cu
 
 
@@ -297,6 +304,27 @@ def overlapping_arrays(run: Run) -> None:
     assert_array_equal(out, (values >> 6)[values & 63])
 
 
+@planted("barriers.cu")
+def counter_init_without_barrier(run: Run) -> None:
+    out = run.empty(1)
+    run(1, 128, run.array(INTS[:128]), out)
+    assert out[0] == (INTS[:128] > 0).sum()
+
+
+@planted("barriers.cu")
+def named_barrier_zero(run: Run) -> None:
+    out = run.empty(128)
+    run(1, 128, run.array(INTS[:128]), out)
+    expected = INTS[:128].copy()
+    expected[:32] += expected[32:64]
+    assert_array_equal(out, expected[::-1])
+
+
+@planted("barriers.cu")
+def named_barrier_after_exit(run: Run) -> None:
+    _reverse(run, 128, 96)
+
+
 # cp_async.cu
 
 CHUNKS = INTS[:512].reshape(128, 4)
@@ -328,6 +356,13 @@ def copies_of_others(run: Run) -> None:
     out = run.empty(128)
     run(1, 128, run.array(INTS[:512]), out)
     assert_array_equal(out, CHUNKS[::-1, 3])
+
+
+@planted("cp_async.cu")
+def copies_of_a_neighbour(run: Run) -> None:
+    out = run.empty(128)
+    run(1, 128, run.array(INTS[:128]), out)
+    assert_array_equal(out, 2 * INTS[:128])
 
 
 @planted("cp_async.cu")
@@ -653,3 +688,39 @@ def read_only_load_of_written(run: Run) -> None:
     out = run.empty(64)
     run(1, 64, run.array(INTS[:64]), run.zeros(64), out)
     assert_array_equal(out, INTS[np.arange(64) ^ 33] + 4)
+
+
+@planted("global_races.cu")
+def in_place_within_a_block(run: Run) -> None:
+    values = run.array(INTS[:128])
+    run(1, 128, values)
+    assert_array_equal(values, np.roll(INTS[:128], -32) - np.roll(INTS[:128], -64))
+
+
+@planted("global_races.cu")
+def exchange_within_a_warp(run: Run) -> None:
+    out = run.empty(32)
+    run(1, 32, run.array(INTS[:32]), run.zeros(32), out)
+    assert_array_equal(out, 3 * INTS[np.arange(32) ^ 5])
+
+
+@planted("global_races.cu")
+def message_with_block_fence(run: Run) -> None:
+    out = run.empty(1)
+    run(2, 32, run.array([30]), run.zeros(1), run.zeros(1), out)
+    assert out[0] == 31
+
+
+@planted("global_races.cu")
+def message_without_acquire(run: Run) -> None:
+    out = run.empty(1)
+    run(2, 32, run.array([30]), run.zeros(1), run.zeros(1), out)
+    assert out[0] == 32
+
+
+@planted("global_races.cu")
+def cooperative_too_large(run: Run) -> None:
+    blocks = 2 * 108 + 1 if run.bug else 12
+    out = run.empty(blocks)
+    run(blocks, 1024, run.empty(blocks), out, cooperative=True)
+    assert_array_equal(out, np.arange(blocks, 0, -1))

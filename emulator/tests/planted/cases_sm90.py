@@ -219,6 +219,24 @@ def tma_store_pending_at_exit(run: Run) -> None:
 
 
 @planted("tma.cu", "sm_90a")
+def tma_store_waited_by_another(run: Run) -> None:
+    _stored(run, 3)
+
+
+@planted("tma.cu", "sm_90a")
+def tma_store_not_committed(run: Run) -> None:
+    _stored(run, 3)
+
+
+@planted("tma.cu", "sm_90a")
+def stmatrix_without_sync(run: Run) -> None:
+    words, out = np.arange(64, dtype=np.uint32), run.empty(64, np.uint32)
+    run(1, 32, run.array(words, np.uint32), out)
+    lane = np.arange(32)
+    assert_array_equal(out, np.concatenate([words[lane ^ 21], words[32 + (lane ^ 7)]]))
+
+
+@planted("tma.cu", "sm_90a")
 def tma_store_read_back(run: Run) -> None:
     stored, out = run.zeros((8, 32)), run.empty(1)
     run(1, 256, run.array(INTS[:256]), emulator.TensorMap(stored, (8, 32)), stored, out)
@@ -415,6 +433,13 @@ def cluster_over_limit(run: Run) -> None:
     size = 32 if run.bug else 8
     run(32, 64, run.array(INTS[:2048]), out, cluster=size)
     assert_array_equal(out, INTS[:2048] + np.arange(2048) // 64 % size)
+
+
+@planted("cluster.cu", "sm_90a")
+def cluster_of_another_size(run: Run) -> None:
+    out = run.empty(512)
+    run(8, 64, run.array(INTS[:512]), out, cluster=4 if run.bug else 2)
+    assert_array_equal(out, INTS[:512] - np.arange(512) // 64 % 2)
 
 
 @planted("cluster.cu", "sm_90a")

@@ -220,6 +220,13 @@ __global__ void cluster_over_limit(const int* in, int* out) {  // BUG: launch_li
 }
 PLANT(cluster_over_limit, const int*, int*);
 
+// The host's cluster is not the one that the kernel was made for.
+template <bool kBug>
+__global__ void __cluster_dims__(2) cluster_of_another_size(const int* in, int* out) {  // BUG: launch_limit
+  out[blockIdx.x * 64 + threadIdx.x] = in[blockIdx.x * 64 + threadIdx.x] - static_cast<int>(cluster_rank());
+}
+PLANT(cluster_of_another_size, const int*, int*);
+
 // Each block loads half of a tile into both.
 constexpr int kReleaseOwnOnly = 1, kExpectHalf = 2, kNoBarrierAtStart = 3, kNoBarrierAtEnd = 4, kOwnMask = 5;
 

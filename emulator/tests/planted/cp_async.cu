@@ -52,6 +52,18 @@ __global__ void copies_of_others(const int* in, int* out) {
 }
 PLANT(copies_of_others, const int*, int*);
 
+// Copies of four bytes: a thread may read its own word as soon as it has waited, not its neighbour's.
+template <bool kBug>
+__global__ void copies_of_a_neighbour(const int* in, int* out) {
+  __shared__ int tile[128];
+  int tid = threadIdx.x;
+  copy_4(&tile[tid], in + tid);  // BUG: shared_race
+  copy_commit();
+  copy_wait<0>();
+  out[tid] = 2 * tile[kBug ? tid ^ 1 : tid];  // BUG: shared_race | async_too_early | uninitialised_shared
+}
+PLANT(copies_of_a_neighbour, const int*, int*);
+
 template <bool kBug>
 __global__ void store_over_pending_copy(const int* in, int* out) {
   __shared__ alignas(16) int tile[512];

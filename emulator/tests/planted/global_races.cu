@@ -280,3 +280,72 @@ __global__ void read_only_load_of_written(const int* in, int* scratch, int* out)
   }
 }
 PLANT(read_only_load_of_written, const int*, int*, int*);
+
+// Each element is read by two other warps of the block before it is overwritten.
+template <bool kBug>
+__global__ void in_place_within_a_block(int* values) {
+  int tid = threadIdx.x;
+  int sum = values[(tid + 32) % 128] - values[(tid + 64) % 128];  // BUG: global_race
+  if (!kBug) __syncthreads();
+  values[tid] = sum;  // BUG: global_race
+}
+PLANT(in_place_within_a_block, int*);
+
+// Lanes of one warp that meet in global memory.
+template <bool kBug>
+__global__ void exchange_within_a_warp(const int* in, int* scratch, int* out) {
+  int tid = threadIdx.x;
+  scratch[tid] = 3 * in[tid];  // BUG: global_race
+  if (!kBug) __syncwarp();
+  out[tid] = scratch[tid ^ 5];  // BUG: global_race
+}
+PLANT(exchange_within_a_warp, const int*, int*, int*);
+
+// A fence for the block, where another block listens.
+template <bool kBug>
+__global__ void message_with_block_fence(const int* in, int* payload, int* flag, int* out) {
+  if (blockIdx.x == 0) {
+    if (threadIdx.x == 0) {
+      payload[0] = in[0];  // BUG: global_race
+      if (kBug) {
+        __threadfence_block();
+      } else {
+        __threadfence();
+      }
+      atomicExch(flag, 1);
+    }
+  } else if (threadIdx.x == 0) {
+    while (atomicAdd(flag, 0) == 0) {
+    }
+    __threadfence();
+    out[0] = payload[0] + 1;  // BUG: global_race
+  }
+}
+PLANT(message_with_block_fence, const int*, int*, int*, int*);
+
+// Who polls needs a fence as much as who publishes.
+template <bool kBug>
+__global__ void message_without_acquire(const int* in, int* payload, int* flag, int* out) {
+  if (blockIdx.x == 0) {
+    if (threadIdx.x == 0) {
+      payload[0] = in[0];  // BUG: global_race
+      __threadfence();
+      atomicExch(flag, 1);
+    }
+  } else if (threadIdx.x == 0) {
+    while (*const_cast<volatile int*>(flag) == 0) {
+    }
+    if (!kBug) __threadfence();
+    out[0] = payload[0] + 2;  // BUG: global_race
+  }
+}
+PLANT(message_without_acquire, const int*, int*, int*, int*);
+
+// The host launches more blocks than can be resident together.
+template <bool kBug>
+__global__ void __launch_bounds__(1024) cooperative_too_large(int* counts, int* out) {  // BUG: launch_limit
+  if (threadIdx.x == 0) counts[blockIdx.x] = blockIdx.x + 1;
+  cooperative_groups::this_grid().sync();
+  if (threadIdx.x == 0) out[blockIdx.x] = counts[gridDim.x - 1 - blockIdx.x];
+}
+PLANT(cooperative_too_large, int*, int*);

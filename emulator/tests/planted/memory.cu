@@ -202,3 +202,16 @@ __global__ void assertion_fails(const int* in, int* out, int limit) {
   out[threadIdx.x] = value;
 }
 PLANT(assertion_fails, const int*, int*, int);
+
+// Whole vectors up to the end of an array whose length is no multiple of four.
+template <bool kBug>
+__global__ void vector_tail(const float* in, float* out, int n) {
+  int i = 4 * (blockIdx.x * blockDim.x + threadIdx.x);
+  if (kBug ? i < n : i + 3 < n) {
+    float4 value = *reinterpret_cast<const float4*>(in + i);  // BUG: out_of_bounds
+    *reinterpret_cast<float4*>(out + i) = make_float4(-value.x, -value.y, -value.z, -value.w);
+  } else {
+    for (; i < n; ++i) out[i] = -in[i];
+  }
+}
+PLANT(vector_tail, const float*, float*, int);

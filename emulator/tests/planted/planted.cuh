@@ -34,6 +34,10 @@ DEVICE void copy_16(void* target, const void* source) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(target)), "l"(source) : "memory");
 }
 
+DEVICE void copy_4(void* target, const void* source) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared_address(target)), "l"(source) : "memory");
+}
+
 // The bytes from `valid` on are filled with zeros.
 DEVICE void copy_16_or_zero(void* target, const void* source, int valid) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(target)), "l"(source), "r"(valid)
@@ -316,6 +320,13 @@ DEVICE void load_matrix_x2(uint32_t (&d)[2], const void* row) {
                : "r"(shared_address(row))
                : "memory");
 }
+
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+DEVICE void store_matrix_x2(void* row, uint32_t a, uint32_t b) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x2.shared.b16 [%0], {%1, %2};" ::"r"(shared_address(row)), "r"(a), "r"(b)
+               : "memory");
+}
+#endif
 
 DEVICE void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
   asm volatile(

@@ -317,6 +317,57 @@ __global__ void tma_store_pending_at_exit(const int* in, const __grid_constant__
 }  // BUG: async_not_awaited
 PLANT(tma_store_pending_at_exit, const int*, const __grid_constant__ CUtensorMap);
 
+// Groups belong to the thread that committed them: another one waits for nothing.
+template <bool kBug>
+__global__ void tma_store_waited_by_another(const int* in, const __grid_constant__ CUtensorMap map) {
+  __shared__ alignas(128) int tile[kRows * kColumns];
+  int tid = threadIdx.x;
+  for (int i = 0; i < 3; ++i) {
+    tile[tid] = in[i * kRows * kColumns + tid];  // BUG: async_too_early
+    fence_async_proxy();
+    __syncthreads();
+    if (tid == 0) {
+      tma_store(&map, tile, 0, i * kRows);  // BUG: async_not_awaited
+      bulk_commit();
+    }
+    if (tid == (kBug ? 32 : 0)) bulk_wait_read<0>();
+    __syncthreads();
+  }
+}  // BUG: async_not_awaited
+PLANT(tma_store_waited_by_another, const int*, const __grid_constant__ CUtensorMap);
+
+template <bool kBug>
+__global__ void tma_store_not_committed(const int* in, const __grid_constant__ CUtensorMap map) {
+  __shared__ alignas(128) int tile[kRows * kColumns];
+  int tid = threadIdx.x;
+  for (int i = 0; i < 3; ++i) {
+    tile[tid] = in[i * kRows * kColumns + tid];  // BUG: async_too_early
+    fence_async_proxy();
+    __syncthreads();
+    if (tid == 0) {
+      tma_store(&map, tile, 0, i * kRows);
+      if (!kBug || i == 2) bulk_commit();
+      bulk_wait_read<0>();
+    }
+    __syncthreads();
+  }
+}
+PLANT(tma_store_not_committed, const int*, const __grid_constant__ CUtensorMap);
+
+// A transposed matrix leaves the registers; other lanes read it.
+template <bool kBug>
+__global__ void stmatrix_without_sync(const uint32_t* in, uint32_t* out) {
+  __shared__ alignas(16) uint32_t tile[16 * 4];
+  int lane = threadIdx.x;
+  for (int i = lane; i < 64; i += 32) tile[i] = 0;
+  __syncwarp();
+  store_matrix_x2(tile + lane % 16 * 4, in[lane], in[lane + 32]);  // BUG: shared_race
+  if (!kBug) __syncwarp();
+  out[lane] = tile[lane ^ 21];             // BUG: shared_race
+  out[lane + 32] = tile[32 + (lane ^ 7)];  // BUG: shared_race
+}
+PLANT(stmatrix_without_sync, const uint32_t*, uint32_t*);
+
 // wait_group.read says that the source was read, not that the target was written.
 template <bool kBug>
 __global__ void tma_store_read_back(const int* in, const __grid_constant__ CUtensorMap map, const int* stored,
@@ -442,7 +493,7 @@ PLANT(tensor_map_without_acquire, CUtensorMap*, const int*, int*);
 // A producer warp and four consumer warps around a ring of three stages.
 constexpr int kSkipFullWait = 1, kSkipEmptyWait = 2, kWrongFullParity = 3, kExpectTooLittle = 4, kExpectTooMuch = 5,
               kNoExpect = 6, kLaneZeroWaits = 7, kEmptyCountTooHigh = 8, kEmptyCountTooLow = 9,
-              kReleaseBeforeReading = 10, kPhaseNotFlipped = 11, kTryOnce = 12;
+              kReleaseBeforeReading = 10, kPhaseNotFlipped = 11, kTryOnce = 12, kWrongStage = 13, kAllLanesIssue = 14;
 
 template <int kBug>
 __global__ void __launch_bounds__(160) pipeline(const __grid_constant__ CUtensorMap map, int* out, int rounds) {
@@ -459,15 +510,15 @@ __global__ void __launch_bounds__(160) pipeline(const __grid_constant__ CUtensor
   }
   __syncthreads();
   if (tid >= 128) {
-    if (lane == 0) {
+    if (lane == 0 || kBug == kAllLanesIssue) {
       constexpr int kExpected = kTileBytes + (kBug == kExpectTooLittle ? -512 : kBug == kExpectTooMuch ? 512 : 0);
       for (int i = 0; i < rounds; ++i) {
         int stage = i % kStages, phase = i / kStages % 2;
         // clang-format off
-        if (kBug != kSkipEmptyWait) mbarrier_try_wait(&empty[stage], phase ^ 1);  // BUG(kEmptyCountTooHigh): deadlock  // BUG(kEmptyCountTooLow): deadlock  // BUG(kExpectTooLittle): deadlock  // BUG(kExpectTooMuch): deadlock  // BUG(kSkipFullWait): deadlock  // BUG(kPhaseNotFlipped): deadlock
+        if (kBug != kSkipEmptyWait) mbarrier_try_wait(&empty[stage], phase ^ 1);  // BUG(kWrongStage): deadlock  // BUG(kEmptyCountTooHigh): deadlock  // BUG(kEmptyCountTooLow): deadlock  // BUG(kExpectTooLittle): deadlock  // BUG(kExpectTooMuch): deadlock  // BUG(kSkipFullWait): deadlock  // BUG(kPhaseNotFlipped): deadlock
         if (kBug == kNoExpect) mbarrier_arrive(&full[stage]);  // BUG(kNoExpect): mbarrier_misuse
-        else mbarrier_arrive_expect(&full[stage], kExpected);  // BUG(kSkipEmptyWait): mbarrier_misuse  // BUG(kExpectTooLittle): mbarrier_misuse
-        tma_load(tile[stage], &map, 0, i * kRows, &full[stage]);  // BUG(kSkipEmptyWait): shared_race | async_too_early  // BUG(kReleaseBeforeReading): shared_race | async_too_early  // BUG(kEmptyCountTooLow): shared_race | async_too_early  // BUG(kNoExpect): mbarrier_misuse  // BUG(kExpectTooLittle): mbarrier_misuse | shared_race | async_too_early  // BUG(kSkipFullWait): shared_race | async_too_early  // BUG(kWrongFullParity): shared_race | async_too_early  // BUG(kPhaseNotFlipped): shared_race | async_too_early  // BUG(kTryOnce): shared_race | async_too_early
+        else mbarrier_arrive_expect(&full[stage], kExpected);  // BUG(kAllLanesIssue): mbarrier_misuse  // BUG(kSkipEmptyWait): mbarrier_misuse  // BUG(kExpectTooLittle): mbarrier_misuse
+        tma_load(tile[stage], &map, 0, i * kRows, &full[stage]);  // BUG(kWrongStage): shared_race | async_too_early  // BUG(kAllLanesIssue): async_too_early | mbarrier_misuse  // BUG(kSkipEmptyWait): shared_race | async_too_early  // BUG(kReleaseBeforeReading): shared_race | async_too_early  // BUG(kEmptyCountTooLow): shared_race | async_too_early  // BUG(kNoExpect): mbarrier_misuse  // BUG(kExpectTooLittle): mbarrier_misuse | shared_race | async_too_early  // BUG(kSkipFullWait): shared_race | async_too_early  // BUG(kWrongFullParity): shared_race | async_too_early  // BUG(kPhaseNotFlipped): shared_race | async_too_early  // BUG(kTryOnce): shared_race | async_too_early
         // clang-format on
       }
     }
@@ -479,9 +530,9 @@ __global__ void __launch_bounds__(160) pipeline(const __grid_constant__ CUtensor
       if (kBug == kPhaseNotFlipped) phase = 0;
       // clang-format off
       if (kBug == kTryOnce) mbarrier_try_once(&full[stage], phase);
-      else if (kBug != kSkipFullWait && (kBug != kLaneZeroWaits || lane == 0)) mbarrier_try_wait(&full[stage], phase);  // BUG(kExpectTooLittle): mbarrier_misuse | deadlock  // BUG(kExpectTooMuch): deadlock  // BUG(kEmptyCountTooHigh): deadlock  // BUG(kNoExpect): deadlock  // BUG(kSkipEmptyWait): deadlock  // BUG(kEmptyCountTooLow): deadlock  // BUG(kWrongFullParity): deadlock  // BUG(kPhaseNotFlipped): deadlock
+      else if (kBug != kSkipFullWait && (kBug != kLaneZeroWaits || lane == 0)) mbarrier_try_wait(&full[(stage + (kBug == kWrongStage)) % kStages], phase);  // BUG(kWrongStage): deadlock  // BUG(kExpectTooLittle): mbarrier_misuse | deadlock  // BUG(kExpectTooMuch): deadlock  // BUG(kEmptyCountTooHigh): deadlock  // BUG(kNoExpect): deadlock  // BUG(kSkipEmptyWait): deadlock  // BUG(kEmptyCountTooLow): deadlock  // BUG(kWrongFullParity): deadlock  // BUG(kPhaseNotFlipped): deadlock
       if (kBug == kReleaseBeforeReading && lane == 0) mbarrier_arrive(&empty[stage]);
-      sum += (i + 1) * (tile[stage][tid] - tile[stage][255 - tid]);  // BUG(kSkipFullWait): async_too_early | uninitialised_shared  // BUG(kSkipEmptyWait): async_too_early | shared_race  // BUG(kWrongFullParity): async_too_early | uninitialised_shared  // BUG(kExpectTooLittle): async_too_early  // BUG(kNoExpect): async_too_early | uninitialised_shared  // BUG(kLaneZeroWaits): async_too_early | shared_race | uninitialised_shared  // BUG(kReleaseBeforeReading): async_too_early | shared_race  // BUG(kEmptyCountTooLow): async_too_early | shared_race  // BUG(kPhaseNotFlipped): async_too_early | shared_race  // BUG(kTryOnce): async_too_early | uninitialised_shared
+      sum += (i + 1) * (tile[stage][tid] - tile[stage][255 - tid]);  // BUG(kSkipFullWait): async_too_early | uninitialised_shared  // BUG(kSkipEmptyWait): async_too_early | shared_race  // BUG(kWrongFullParity): async_too_early | uninitialised_shared  // BUG(kExpectTooLittle): async_too_early  // BUG(kNoExpect): async_too_early | uninitialised_shared  // BUG(kLaneZeroWaits): async_too_early | shared_race | uninitialised_shared  // BUG(kReleaseBeforeReading): async_too_early | shared_race  // BUG(kEmptyCountTooLow): async_too_early | shared_race  // BUG(kPhaseNotFlipped): async_too_early | shared_race  // BUG(kTryOnce): async_too_early | uninitialised_shared  // BUG(kWrongStage): async_too_early | uninitialised_shared | shared_race
       // clang-format on
       __syncwarp();
       if (kBug != kReleaseBeforeReading && lane == 0) mbarrier_arrive(&empty[stage]);
@@ -503,3 +554,5 @@ PLANT_PIPELINE(kEmptyCountTooLow);
 PLANT_PIPELINE(kReleaseBeforeReading);
 PLANT_PIPELINE(kPhaseNotFlipped);
 PLANT_PIPELINE(kTryOnce);
+PLANT_PIPELINE(kWrongStage);
+PLANT_PIPELINE(kAllLanesIssue);

@@ -6,6 +6,7 @@ import struct
 from typing import Any
 
 import pytest
+
 from emulator._core import parse_summary
 
 HEAD = ".version 9.0\n.target sm_90a\n.address_size 64\n"
