@@ -225,17 +225,28 @@ void publish_globally(Warp& warp, uint64_t address) {
   warp.launch->published.store(true, std::memory_order_release);
 }
 
-void acquire_globally(Warp& warp, uint64_t address) {
+void acquire_globally(Warp& warp, uint64_t address, bool fenced) {
   if (!warp.launch->published.load(std::memory_order_acquire)) return;
   Cluster& cluster = *warp.block->cluster;
   GlobalKnowledge& all = *warp.launch->global_knowledge;
   std::lock_guard lock(all.mutex);
   auto it = all.by_address.find(address);
   if (it == all.by_address.end()) return;
+  auto& known = fenced ? cluster.other_clusters : cluster.unfenced_clusters;
   for (const auto& [k, time] : it->second) {
+    Time& t = known[k];
+    t = std::max(t, time);
+  }
+  cluster.acquired_globally |= fenced;
+}
+
+void acquire_at_fence(Cluster& cluster) {
+  if (cluster.unfenced_clusters.empty()) return;
+  for (const auto& [k, time] : cluster.unfenced_clusters) {
     Time& t = cluster.other_clusters[k];
     t = std::max(t, time);
   }
+  cluster.unfenced_clusters.clear();
   cluster.acquired_globally = true;
 }
 

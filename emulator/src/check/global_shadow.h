@@ -45,6 +45,8 @@ void check_global_written(Warp& warp, const Instruction& i, Allocation& allocati
                           uint32_t bytes);
 // Atomics and strong accesses order what a fence released before them.
 void publish_globally(Warp& warp, uint64_t address);
-void acquire_globally(Warp& warp, uint64_t address);
+// `fenced`: by an access with .acquire. Else what was read counts only from the block's next fence on.
+void acquire_globally(Warp& warp, uint64_t address, bool fenced);
+void acquire_at_fence(Cluster& cluster);
 
 }  // namespace vgpu

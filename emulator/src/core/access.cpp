@@ -324,7 +324,7 @@ void resolve_global_lanes(Warp& warp, const Instruction& i, Access& a, LaneMask 
         if (a.release) warp.clocks.fence_wide();
         bool has_fence = warp.has_wide_fence || a.release || !warp.block->cluster->other_clusters.empty();
         if (a.touch != Touch::kStrongRead && has_fence) publish_globally(warp, a.address[l]);
-        if (a.touch != Touch::kStrongWrite) acquire_globally(warp, a.address[l]);
+        if (a.touch != Touch::kStrongWrite) acquire_globally(warp, a.address[l], a.acquire);
         check_global(warp, i, of(l), l, a.address[l], a.bytes, a.touch, a.narrow);
       });
     } else if (in_order && touch_fresh_range(warp, *one, low - one->base, a.bytes, write)) {

@@ -29,6 +29,12 @@ struct Barrier {
   uint8_t kind = 0;        // exec/barrier.cpp: .sync and .arrive, or a .red
   uint32_t reduction = 0;  // .red: popc, and, or so far
   Knowledge knowledge{0};
+  struct Arrival {
+    Agent agent;
+    Time time;
+    uint32_t pc;
+  };
+  std::vector<Arrival> arrivals, previous_arrivals;  // of this use and of the one before; with checks only
 };
 
 // An mbarrier object. Its 64-bit word in shared memory holds only `word`, so that it can be told from plain data.
@@ -128,7 +134,8 @@ struct Cluster {
   uint32_t next_async_agent = 0;  // mbarriers take them in turn; the last is shared when they run out
   // What fences and atomics on shared memory published, by rank << 32 | offset.
   std::unordered_map<uint64_t, Knowledge> published;
-  std::unordered_map<uint64_t, Time> other_clusters;  // (cluster << 9 | agent) → time known through global atomics
+  std::unordered_map<uint64_t, Time> unfenced_clusters;  // the same, read by relaxed loads that no fence followed yet
+  std::unordered_map<uint64_t, Time> other_clusters;     // (cluster << 9 | agent) → time known through global atomics
   // Tensor maps that a kernel changed → whether a fence.proxy.tensormap acquired them since.
   std::unordered_map<uint64_t, bool> modified_maps;
   bool acquired_globally = false;

@@ -149,6 +149,7 @@ void start_cluster(Worker& worker, Cluster& cluster, uint64_t number) {
   cluster.next_async_agent = 0;
   cluster.published.clear();
   cluster.other_clusters.clear();
+  cluster.unfenced_clusters.clear();
   cluster.acquired_globally = false;
   cluster.dependency_resolved = !launch.overlaps_predecessor;
   cluster.async_times.assign(kAsyncAgents, 1);
@@ -163,6 +164,8 @@ void start_cluster(Worker& worker, Cluster& cluster, uint64_t number) {
     block->remote_touches.clear();
     for (Barrier& b : block->barriers) {
       b.active = false;
+      b.arrivals.clear();
+      b.previous_arrivals.clear();
       b.arrived = b.expected = b.reduction = 0;
       b.knowledge = Knowledge(checks ? cluster.agents : 0);
     }

@@ -15,6 +15,7 @@
 #include "core/kernel.h"
 #include "core/schedule.h"
 #include "ptx/parser.h"
+#include "runtime/occupancy.h"
 
 namespace vgpu {
 namespace {
@@ -135,6 +136,15 @@ void check_limits(const Chip& chip, const Kernel& kernel, const LaunchConfig& c)
   uint64_t most_blocks = kernel.non_portable_cluster ? 16 : std::max(chip.max_cluster, 1u);
   if (blocks > most_blocks)
     limit("a cluster of " + std::to_string(blocks) + " blocks, at most " + std::to_string(most_blocks));
+  if (c.cooperative) {
+    const uint64_t fit =
+        uint64_t{chip.multiprocessors} *
+        runtime::blocks_per_multiprocessor(kernel, chip, static_cast<uint32_t>(threads), c.dynamic_shared_bytes);
+    const uint64_t wanted = uint64_t{c.grid[0]} * c.grid[1] * c.grid[2];
+    if (wanted > fit)
+      limit("a cooperative launch of " + std::to_string(wanted) + " blocks, of which " + std::to_string(fit) +
+            " fit at once");
+  }
   if (f.required_cluster[0] != 0) {
     std::array<uint32_t, 3> want{f.required_cluster[0], std::max(f.required_cluster[1], 1u),
                                  std::max(f.required_cluster[2], 1u)};

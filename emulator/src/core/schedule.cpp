@@ -39,7 +39,11 @@ void renew_clocks(Cluster& cluster) {
       w->clocks.reset(w->clocks.self, cluster.agents);
       w->fence = Knowledge(cluster.agents);
     }
-    for (Barrier& b : block->barriers) b.knowledge.clear();
+    for (Barrier& b : block->barriers) {
+      b.knowledge.clear();
+      b.arrivals.clear();
+      b.previous_arrivals.clear();
+    }
     for (auto& m : block->mbarriers) {
       m->arriving.clear();
       m->completed.clear();

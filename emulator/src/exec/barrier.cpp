@@ -69,6 +69,8 @@ void complete(Block& block, uint32_t number) {
   b.active = false;
   b.arrived = 0;
   b.first_warp = nullptr;
+  b.previous_arrivals.swap(b.arrivals);
+  b.arrivals.clear();
   if (!b.knowledge.seen.empty()) b.knowledge.clear();
   progress(*block.warps.front());
 }
@@ -116,6 +118,17 @@ void check_use(Warp& warp, const Instruction& i, const Barrier& b, uint32_t numb
   }
 }
 
+// Whoever comes to the next use of a barrier must know that the use before is over; else the two may mix.
+void check_reuse(Warp& warp, const Instruction& i, const Barrier& b, uint32_t number, uint32_t lane) {
+  for (const Barrier::Arrival& a : b.previous_arrivals) {
+    if (warp.clocks.knows(lane, a.agent, kWholeWarp, a.time)) continue;
+    misuse(warp, i,
+           "comes to barrier " + std::to_string(number) +
+               " again with nothing that orders it after the use before, so that the two may mix",
+           "warp " + std::to_string(a.agent % warp.launch->warps_per_block) + " came to that at " + place(warp, a.pc));
+  }
+}
+
 void arrive(Warp& warp, const Instruction& i) {
   Block& block = *warp.block;
   const bool aligned = i.extra[0];
@@ -155,7 +168,11 @@ void arrive(Warp& warp, const Instruction& i) {
     if (b.kind == kAnd) b.reduction &= yes == lanes;
     if (b.kind == kOr) b.reduction |= yes != 0;
   }
-  if (warp.checks()) warp.clocks.release_into(b.knowledge, lanes, warp.alive);
+  if (warp.checks()) {
+    check_reuse(warp, i, b, number, first);
+    b.arrivals.push_back({warp.clocks.self, warp.clocks.now, i.index});
+    warp.clocks.release_into(b.knowledge, lanes, warp.alive);
+  }
   if (Counters* c = counters(warp, i)) ++c->barriers;
 
   if (i.extra[2]) {

@@ -13,10 +13,17 @@ void nothing(Warp&, const Instruction&) {}
 // What relaxed atomics after it publish. extra[0]: the scope is wider than the block.
 void execute_fence(Warp& warp, const Instruction& i) {
   if (!warp.checks()) return;
-  if (i.extra[0]) warp.clocks.fence_wide();
+  if (i.extra[0]) {
+    warp.clocks.fence_wide();
+    acquire_at_fence(*warp.block->cluster);
+  }
   warp.fence = warp.clocks.release(warp.active, warp.alive);
   warp.has_fence = true;
   warp.has_wide_fence |= i.extra[0] != 0;
+}
+
+void execute_acquire_fence(Warp& warp, const Instruction&) {
+  if (warp.checks()) acquire_at_fence(*warp.block->cluster);
 }
 
 void execute_proxy_fence(Warp& warp, const Instruction&) {
@@ -82,7 +89,7 @@ void decode_fence(Decoder& d) {
   if (semantics == "acquire") d.take("sync_restrict::shared::cluster");
   if (semantics == "release") d.take("sync_restrict::shared::cta");
   d.out.extra[0] = take_wide_scope(d);
-  d.out.execute = semantics == "acquire" ? nothing : execute_fence;
+  d.out.execute = semantics == "acquire" ? execute_acquire_fence : execute_fence;
 }
 
 void decode_membar(Decoder& d) {

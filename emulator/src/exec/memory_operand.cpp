@@ -108,7 +108,7 @@ void acquire_again(Warp& warp, const Access& access) {
   for_lanes(access.lanes, [&](uint32_t l) {
     if (access.address[l] == last || access.address[l] >> kWindowShift != 0) return;
     last = access.address[l];
-    acquire_globally(warp, last);
+    acquire_globally(warp, last, access.acquire);
   });
 }
 

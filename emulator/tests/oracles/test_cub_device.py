@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import os
 import shutil
 import subprocess
 import tempfile
@@ -42,7 +43,7 @@ def cub(tmp_path_factory):
     flags += [f"-gencode=arch=compute_{arch},code=compute_{arch}" for arch in ("80", "90a")]
     version = subprocess.run([nvcc, "--version"], capture_output=True, check=True).stdout
     key = hashlib.sha256(version + repr(flags).encode() + SOURCE.read_bytes()).hexdigest()[:16]
-    compiled = Path(tempfile.gettempdir()) / "vgpu_oracles" / f"cub_device_{key}.o"
+    compiled = Path(tempfile.gettempdir()) / f"vgpu_oracles_{os.getuid()}" / f"cub_device_{key}.o"
     folder = tmp_path_factory.mktemp("cub")
     if not compiled.exists():
         compiled.parent.mkdir(exist_ok=True)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 # Triton reads it when it compiles; its own cache key covers the source of the kernel, the options and the target.
-os.environ.setdefault("TRITON_CACHE_DIR", str(Path(tempfile.gettempdir()) / "vgpu_oracles" / "triton"))
+os.environ.setdefault("TRITON_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"vgpu_oracles_{os.getuid()}" / "triton"))
 # What a later release of Triton changes the default of; either is right.
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 

@@ -1,4 +1,4 @@
-"""Launches of the kernels in mbarrier.cu, tma.cu, wgmma.cu, cluster.cu and dependent_launch.cu."""
+"""Launches of the kernels in mbarrier.cu, tma.cu, wgmma.cu, persistent_gemm.cu, cluster.cu and dependent_launch.cu."""
 
 from __future__ import annotations
 
@@ -353,6 +353,21 @@ def setmaxnreg_by_some_warps(run: Run) -> None:
     out = run.empty(256)
     run(1, 256, run.array(INTS[:256]), out)
     assert_array_equal(out, INTS[:256] + np.where(np.arange(256) < 128, 1, -1))
+
+
+# persistent_gemm.cu
+
+
+@planted("persistent_gemm.cu", "sm_90a")
+def gather_gemm(run: Run) -> None:
+    tiles, k = 5, 192
+    a, b = small_bf16(100, k, 13), small_bf16(8, k, 14)
+    row_of = np.random.default_rng(15).integers(0, 100, tiles * 64)
+    out = run.empty((tiles * 64, 8), np.float32)
+    map_b = emulator.TensorMap(run.gpu.array(b), (8, 64), swizzle="128B")
+    map_out = emulator.TensorMap(out, (64, 8))
+    run(2, 256, run.gpu.array(a), run.array(row_of), map_b, map_out, tiles, k)
+    assert_array_equal(out, (a[row_of].float() @ b.float().T).numpy())
 
 
 # cluster.cu

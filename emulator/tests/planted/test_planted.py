@@ -7,13 +7,14 @@ a single bug of a kind that CUDA programmers really make, one without.
 
 * `test_bug_is_reported`: the twin with the bug stops with a fault of the right kind, at the right source line, under
   each of five schedules. A bug that strikes only under some schedules must be found under all of them: races are
-  found from the order that the synchronisation gives, not from the order that happened.
+  found from the order that the synchronisation gives, not from the order that happened. Nor does it matter whether
+  asynchronous copies complete as late as they may, as early as they may, or last in first out.
 * `test_sound_twin_passes`: the other twin gives the right results under twenty schedules with all checks on: no false
   alarm. The sound twins cover what is right and easily suspected: double buffers with one barrier per round, lanes
   that exchange through shared memory with __syncwarp, neighbouring bytes with different writers, locks that lanes of
   one warp take in turn, last-block reductions, look-back scans, rings of mbarriers, named barriers between producers
   and consumers, cp.async and TMA pipelines, wgmma groups kept in flight, multicast and remote arrivals in clusters.
-  The same holds when every asynchronous copy completes as late as it may, as early as it may, or last in first out.
+  The same holds for each way of completing copies.
 * `test_blocks_on_two_host_threads`: both twins of the kernels whose blocks talk to each other, on two host threads.
 
 The marks
@@ -61,6 +62,12 @@ def _expect_bug(case: Case, seed: int, **options: Any) -> None:
 def test_bug_is_reported(case: Case) -> None:
     for seed in range(5):
         _expect_bug(case, seed)
+
+
+@every_case
+@pytest.mark.parametrize("completion", ["latest", "lifo", "eager"])
+def test_bug_is_reported_whenever_copies_complete(case: Case, completion: str) -> None:
+    _expect_bug(case, 0, completion=completion)
 
 
 @sound_twins
