@@ -364,7 +364,8 @@ void resolve_local(Warp& warp, const Instruction& i, Access& a, LaneMask lanes) 
     uint8_t* written = warp.local_written.data() + at;
     if (writes(a.touch)) {
       std::memset(written, 1, a.bytes);
-    } else if (std::find(written, written + a.bytes, uint8_t{0}) != written + a.bytes && !i.copies) {
+    } else if (warp.launch->options.uninitialised &&
+               std::find(written, written + a.bytes, uint8_t{0}) != written + a.bytes) {
       fault_at(warp, i, FaultKind::kUninitialisedLocal,
                "reads local memory at offset " + std::to_string(offset) + ", which this thread has not written",
                static_cast<int>(l), offset);
@@ -445,6 +446,10 @@ void load_addresses(const Warp& warp, Slot base, bool wide, int64_t offset, Acce
     for (uint32_t l = 0; l < kLanes; ++l)
       access.address[l] = static_cast<uint32_t>(p[l] + static_cast<uint32_t>(offset));
   }
+}
+
+void count_shared_access(const Warp& warp, const Instruction& i, const Access& access) {
+  if (Counters* c = counters(warp, i)) count_shared(access, access.lanes, *c);
 }
 
 uint32_t count_sectors(const Access& a) {

@@ -66,6 +66,9 @@ SharedPlace shared_place(Warp& warp, const Instruction& i, uint32_t address, uin
 std::byte* resolve_global(Warp& warp, const Instruction& i, uint64_t address, uint32_t bytes, Touch touch,
                           uint32_t lane);
 
+// Counts what a warp asks of shared memory where resolve() does not see it: bytes, lanes and addresses.
+void count_shared_access(const Warp& warp, const Instruction& i, const Access& access);
+
 // Distinct 32-byte sectors that these accesses touch.
 uint32_t count_sectors(const Access& access);
 

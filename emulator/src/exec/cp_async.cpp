@@ -150,6 +150,11 @@ void execute_copy(Warp& warp, const Instruction& i) {
   copy.bytes = static_cast<uint8_t>(i.extra[2]);
   find_destinations(warp, i, copy);
   find_sources(warp, i, copy);
+  Access destinations;
+  destinations.bytes = copy.bytes;
+  destinations.lanes = copy.lanes;
+  for_lanes(copy.lanes, [&](uint32_t lane) { destinations.address[lane] = copy.to[lane]; });
+  count_shared_access(warp, i, destinations);
   if (warp.checks()) begin_writes(warp, i, copy);
   if (warp.launch->options.completion == Completion::kEager) deliver_lanes(warp, copy, copy.lanes);
 }

@@ -8,8 +8,6 @@ void decode_tensormap_acquire(Decoder& d);  // tensormap.cpp
 
 namespace {
 
-void nothing(Warp&, const Instruction&) {}
-
 // What relaxed atomics after it publish. extra[0]: the scope is wider than the block.
 void execute_fence(Warp& warp, const Instruction& i) {
   if (!warp.checks()) return;

@@ -105,3 +105,28 @@ def test_counters_off() -> None:
     assert launch.counters.warp_instructions > 0
     assert launch.counters.shared_requests == 0
     assert launch.lines() == []
+
+
+ASYNC_SOURCE = r"""
+extern "C" __global__ void copy_async(const float4* x, float* y, int stride) {
+  __shared__ float4 s[32 * 9];
+  unsigned to = (unsigned)__cvta_generic_to_shared(&s[threadIdx.x * stride]);
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" :: "r"(to), "l"(x + threadIdx.x) : "memory");
+  asm volatile("cp.async.wait_all;" ::: "memory");
+  y[threadIdx.x] = s[threadIdx.x * stride].x;
+}
+"""
+
+
+@pytest.mark.parametrize(("stride", "wavefronts"), [(1, 4), (2, 8), (8, 32), (9, 4)])
+def test_destinations_of_asynchronous_copies(stride: int, wavefronts: int) -> None:
+    gpu = emulator.Gpu("A100")
+    kernel = gpu.load(emulator.compile_cuda(ASYNC_SOURCE, "sm_80"))["copy_async"]
+    x = gpu.array(np.arange(128, dtype=np.float32))
+    y = gpu.empty(32, np.float32)
+    launch = kernel(1, 32, x, y, stride)
+    np.testing.assert_array_equal(y, x[::4])
+    (copy,) = [k for k in launch.instructions() if k.opcode.startswith("cp.async.cg")]
+    assert copy.counters.shared_wavefronts == wavefronts
+    assert copy.counters.shared_wavefronts_ideal == 4
+    assert copy.counters.global_sectors == 16
