@@ -139,6 +139,7 @@ struct Cluster {
   // Tensor maps that a kernel changed → whether a fence.proxy.tensormap acquired them since.
   std::unordered_map<uint64_t, bool> modified_maps;
   bool acquired_globally = false;
+  bool sleeps = false;              // a thread executed nanosleep
   bool dependency_resolved = true;  // griddepcontrol.wait was executed, or is not needed
 
   std::vector<Time> async_times;  // by async agent
@@ -174,6 +175,8 @@ struct Launch {
   std::atomic<bool> let_dependents_in{false};
   bool overlaps_predecessor = false;  // this launch is such a dependent
   std::atomic<bool> stop{false};      // another worker found a fault
+  uint64_t resident_limit = 0;        // clusters that the chip holds at once
+  std::atomic<uint64_t> resident{0};
   std::vector<struct Worker*> workers;
   std::mutex cells_mutex;  // making Allocation::cells
 };

@@ -151,6 +151,7 @@ void start_cluster(Worker& worker, Cluster& cluster, uint64_t number) {
   cluster.other_clusters.clear();
   cluster.unfenced_clusters.clear();
   cluster.acquired_globally = false;
+  cluster.sleeps = false;
   cluster.dependency_resolved = !launch.overlaps_predecessor;
   cluster.async_times.assign(kAsyncAgents, 1);
   cluster.modified_maps.clear();

@@ -295,6 +295,12 @@ const LaunchRecord& Gpu::launch(const Kernel& kernel, const LaunchConfig& config
   launch.warps_per_block = (resolved.block[0] * resolved.block[1] * resolved.block[2] + kLanes - 1) / kLanes;
   launch.blocks_per_cluster = resolved.cluster[0] * resolved.cluster[1] * resolved.cluster[2];
   launch.clusters = uint64_t{resolved.grid[0]} * resolved.grid[1] * resolved.grid[2] / launch.blocks_per_cluster;
+  launch.resident_limit = std::max<uint64_t>(
+      1,
+      uint64_t{chip_.multiprocessors} *
+          runtime::blocks_per_multiprocessor(kernel, chip_, resolved.block[0] * resolved.block[1] * resolved.block[2],
+                                             resolved.dynamic_shared_bytes) /
+          launch.blocks_per_cluster);
   launch.number = ++launch_number_;
   launch.overlaps_predecessor = resolved.programmatic && chip_.major >= 9 && dependents_may_overlap_;
   launch.tag = static_cast<uint8_t>((launch.number - 1) % 255 + 1);

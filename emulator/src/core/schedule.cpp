@@ -135,10 +135,17 @@ void run_clusters(Worker& worker, std::atomic<uint64_t>& next) {
     ~Done() { worker.spinning = true; }
   } done{worker};
   std::vector<std::unique_ptr<Resident>> residents;
-  const uint64_t limit = launch.config.cooperative ? ~0ull : std::max<uint64_t>(2, launch.chip.multiprocessors * 2ull);
-  auto start_one = [&]() -> bool {
+  // A worker may always have one; more only while the chip has room.
+  auto start_one = [&](bool first) -> bool {
+    if (launch.resident.fetch_add(1) >= launch.resident_limit && !first) {
+      launch.resident.fetch_sub(1);
+      return false;
+    }
     uint64_t k = next.fetch_add(1);
-    if (k >= launch.clusters) return false;
+    if (k >= launch.clusters) {
+      launch.resident.fetch_sub(1);
+      return false;
+    }
     Resident* free = nullptr;
     for (auto& r : residents) {
       if (!r->running) free = r.get();
@@ -156,12 +163,12 @@ void run_clusters(Worker& worker, std::atomic<uint64_t>& next) {
   };
   size_t running = 0;
   if (launch.config.cooperative) {
-    while (start_one()) ++running;
+    while (start_one(true)) ++running;
   }
   uint64_t seen_progress = 0, instructions_then = 0;
   while (!launch.stop.load(std::memory_order_relaxed)) {
     if (running == 0) {
-      if (!start_one()) return;
+      if (!start_one(true)) return;
       ++running;
     }
     bool all_stuck = true, spinning = false;
@@ -172,6 +179,7 @@ void run_clusters(Worker& worker, std::atomic<uint64_t>& next) {
       if (round == Round::kDone) {
         finish_cluster(*r.cluster);
         r.running = false;
+        launch.resident.fetch_sub(1);
         --running;
         all_stuck = false;
         continue;
@@ -180,11 +188,20 @@ void run_clusters(Worker& worker, std::atomic<uint64_t>& next) {
       if (r.cluster->instructions_since_progress > kSpinning) spinning = true;
     }
     if (running == 0) continue;
-    if ((all_stuck || spinning) && running < limit && next.load() < launch.clusters) {
+    if ((all_stuck || spinning) && next.load() < launch.clusters) {
       // Twice as many each time: a chain of blocks may reach far.
       size_t started = 0;
-      for (size_t want = running; started < want && running < limit && start_one(); ++started) ++running;
+      for (size_t want = running; started < want && start_one(false); ++started) ++running;
       if (started != 0) continue;
+    }
+    if (all_stuck && launch.clusters > 1) {
+      // Threads that sleep between polls may wait for another block, maybe one of another worker.
+      for (auto& r : residents) {
+        if (!r->running || !r->cluster->sleeps) continue;
+        all_stuck = false;
+        spinning = true;
+        r->idle_rounds = 0;
+      }
     }
     if (all_stuck) {
       for (auto& r : residents) {

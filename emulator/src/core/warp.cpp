@@ -18,6 +18,11 @@ void locate(Fault& f, const Warp& warp, const ptx::Statement& statement) {
     if (statement.where.caller_file != 0 && statement.where.caller_file < module.files.size()) {
       f.caller_file = module.files[statement.where.caller_file];
       f.caller_line = statement.where.caller_line;
+      for (const ptx::CallPlace& call : module.call_chains[statement.where.chain]) {
+        if (!f.details.empty()) f.details += "\n";
+        f.details += "inlined through " + (call.file < module.files.size() ? module.files[call.file] : "?") + ":" +
+                     std::to_string(call.line);
+      }
     }
   } else {
     f.file = warp.launch->kernel->module->name;

@@ -1,4 +1,5 @@
 // trap, nanosleep, and what does nothing here.
+#include "core/block.h"
 #include "core/decode.h"
 #include "core/warp.h"
 
@@ -23,6 +24,7 @@ void decode_breakpoint(Decoder& d) {
 
 // Lets others go first.
 void sleep(Warp& warp, const Instruction&) {
+  warp.block->cluster->sleeps = true;
   warp.group().yielded = true;
   advance(warp);
 }

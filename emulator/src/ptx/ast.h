@@ -20,6 +20,13 @@ struct SourceLine {
   // Where the function that holds `line` was inlined; outermost caller, 0 when it was not inlined.
   uint32_t caller_file = 0;
   uint32_t caller_line = 0;
+  // Calls between the two, where functions were inlined into each other: index into Module::call_chains, 0 for none.
+  uint32_t chain = 0;
+};
+
+struct CallPlace {
+  uint32_t file = 0, line = 0;
+  bool operator==(const CallPlace&) const = default;
 };
 
 // .b8 … .b128, .u8 … .f64, .pred, and the 16-bit and packed floats, written as in the text without the dot ("u32").
@@ -138,10 +145,11 @@ struct Function {
 };
 
 struct Module {
-  std::string version;              // "9.0"
-  std::string target;               // "sm_90a"
-  std::vector<std::string> files;   // [0] is empty; paths from .file
-  std::vector<Variable> variables;  // module scope: .global, .const, .shared (static and extern)
+  std::string version;                                  // "9.0"
+  std::string target;                                   // "sm_90a"
+  std::vector<std::string> files;                       // [0] is empty; paths from .file
+  std::vector<std::vector<CallPlace>> call_chains{{}};  // innermost call first; [0] is empty
+  std::vector<Variable> variables;                      // module scope: .global, .const, .shared (static and extern)
   std::vector<Function> functions;
 };
 

@@ -177,17 +177,25 @@ void Parser::parse_loc() {
       fail("function_name or inlined_at");
     }
   }
-  where_ = {loc.file, loc.line, loc.column, 0, 0};
+  where_ = {loc.file, loc.line, loc.column, 0, 0, 0};
   if (!inlined) {
     inlined_at_.erase(loc);
     return;
   }
   // The call may have been inlined itself: its own .loc, which came before, says where.
   inlined_at_[loc] = caller;
+  std::vector<CallPlace> between;
   for (int depth = 0; depth < 64; ++depth) {
     const auto outer = inlined_at_.find(caller);
     if (outer == inlined_at_.end() || caller == loc) break;
+    between.push_back({caller.file, caller.line});
     caller = outer->second;
+  }
+  if (!between.empty()) {
+    auto& chains = module_.call_chains;
+    const auto known = std::find(chains.begin(), chains.end(), between);
+    where_.chain = static_cast<uint32_t>(known - chains.begin());
+    if (known == chains.end()) chains.push_back(std::move(between));
   }
   where_.caller_file = caller.file;
   where_.caller_line = caller.line;

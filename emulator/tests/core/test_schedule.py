@@ -141,3 +141,53 @@ def test_lanes_of_a_warp_make_progress_independently(ptx: str, seed: int) -> Non
     count = gpu.zeros(1, np.int32)
     gpu.load(ptx)["locked_count"](2, 32, gpu.zeros(1, np.int32), count)
     assert count[0] == 64
+
+
+SLEEPING = r"""
+// Each block waits, asleep between polls, for the block before it, which may run on another host thread.
+extern "C" __global__ void relay(int* flags) {
+  int me = blockIdx.x;
+  if (me > 0) {
+    while (atomicAdd(&flags[me - 1], 0) == 0) __nanosleep(100);
+    __threadfence();
+  }
+  int sum = 0;
+  for (int k = 0; k < 20000; ++k) sum += k ^ me;
+  if (sum == 42) flags[me] = 7;
+  __threadfence();
+  atomicExch(&flags[me], 1);
+}
+"""
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("host_threads", [1, 2])
+def test_sleeping_until_another_block_has_come(host_threads: int, seed: int) -> None:
+    gpu = emulator.Gpu("A100", seed=seed, host_threads=host_threads)
+    flags = gpu.zeros(6, np.int32)
+    gpu.load(emulator.compile_cuda(SLEEPING, "sm_80"))["relay"](6, 1, flags)
+    assert flags.tolist() == [1] * 6
+
+
+INLINED = r"""
+__device__ __forceinline__ int innermost(const int* x, int i) {
+  return x[i];
+}
+__device__ __forceinline__ int between(const int* x, int i) {
+  return innermost(x, i + 1) * 2;
+}
+extern "C" __global__ void outermost(const int* x, int* y) {
+  y[threadIdx.x] = between(x, threadIdx.x);
+}
+"""
+
+
+def test_a_report_has_every_call_that_was_inlined() -> None:
+    gpu = emulator.Gpu("A100")
+    kernel = gpu.load(emulator.compile_cuda(INLINED, "sm_80"))["outermost"]
+    x, y = gpu.zeros(32, np.int32), gpu.empty(32, np.int32)
+    with pytest.raises(emulator.Fault) as caught:
+        kernel(1, 32, x, y)
+    fault = caught.value
+    assert (fault.kind, fault.line, fault.caller_line) == ("out_of_bounds", 3, 9)
+    assert fault.details.endswith(".cu:6")
