@@ -140,6 +140,7 @@ struct Cluster {
   std::unordered_map<uint64_t, bool> modified_maps;
   bool acquired_globally = false;
   bool sleeps = false;              // a thread executed nanosleep
+  bool renewed = false;             // its clocks started anew: times of before mean nothing any more
   bool dependency_resolved = true;  // griddepcontrol.wait was executed, or is not needed
 
   std::vector<Time> async_times;  // by async agent

@@ -152,6 +152,7 @@ void start_cluster(Worker& worker, Cluster& cluster, uint64_t number) {
   cluster.unfenced_clusters.clear();
   cluster.acquired_globally = false;
   cluster.sleeps = false;
+  cluster.renewed = false;
   cluster.dependency_resolved = !launch.overlaps_predecessor;
   cluster.async_times.assign(kAsyncAgents, 1);
   cluster.modified_maps.clear();
@@ -188,7 +189,6 @@ void start_cluster(Worker& worker, Cluster& cluster, uint64_t number) {
       w->open_copies = {};
       w->copy_groups.clear();
       if (launch.program->uses_wgmma) w->wgmma = {};
-      w->bulk_open = {};
       w->bulk_committed = {};
       w->cluster_arrived = {};
       if (checks) w->written.assign(launch.program->register_count, 0);

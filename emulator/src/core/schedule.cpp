@@ -25,16 +25,19 @@ struct Resident {
   std::vector<std::vector<std::byte>> register_files;
 };
 
+// Before times run out the clocks start anew, with everything so far taken as ordered: best while nothing is in flight.
 void renew_clocks(Cluster& cluster) {
-  bool old = false;
+  constexpr Time kReserve = 4096;
+  Time latest = 0;
   for (auto& block : cluster.blocks) {
-    for (auto& w : block->warps) old |= w->clocks.now > kMaxTime - 4096;
+    for (auto& w : block->warps) latest = std::max(latest, w->clocks.now);
   }
-  for (Time t : cluster.async_times) old |= t > kMaxTime - 4096;
-  if (!old || !cluster.pending.empty()) return;
-  // Times are about to run out: start anew, with everything so far taken as ordered.
+  for (Time t : cluster.async_times) latest = std::max(latest, t);
+  if (latest < kMaxTime / 2 || (latest < kMaxTime - kReserve && !cluster.pending.empty())) return;
+  cluster.renewed = true;
   for (auto& block : cluster.blocks) {
     block->shadow.forget_order();
+    block->remote_touches.clear();
     for (auto& w : block->warps) {
       w->clocks.reset(w->clocks.self, cluster.agents);
       w->fence = Knowledge(cluster.agents);

@@ -21,7 +21,6 @@ enum class Wait : uint8_t {
   kConverge,  // at a collective, until its other lanes come
   kBarrier,   // detail: its number
   kClusterBarrier,
-  kDone,  // a collective's lanes were released together; used by the scheduler only
 };
 
 // Lanes of a warp that are at the same instruction.
@@ -101,7 +100,7 @@ struct Warp {
   std::vector<CopyGroup> copy_groups;  // oldest first
   WgmmaState wgmma;
   // Per lane would be exact; bulk groups belong to the thread that issues, which is one elected lane in practice.
-  std::array<uint32_t, kLanes> bulk_open{}, bulk_committed{};  // operations in the open group; groups committed
+  std::array<uint32_t, kLanes> bulk_committed{};  // groups
   uint32_t next_copy = 0;
   // By parity of the cluster barrier's phase: lanes that arrived in it and have not waited.
   std::array<LaneMask, 2> cluster_arrived{};

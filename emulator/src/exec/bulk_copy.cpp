@@ -128,10 +128,7 @@ void execute_prefetch(Warp& warp, const Instruction& i) {
 }
 
 void execute_commit(Warp& warp, const Instruction&) {
-  for_lanes(warp.active, [&](uint32_t lane) {
-    ++warp.bulk_committed[lane];
-    warp.bulk_open[lane] = 0;
-  });
+  for_lanes(warp.active, [&](uint32_t lane) { ++warp.bulk_committed[lane]; });
 }
 
 void execute_wait(Warp& warp, const Instruction& i) {
@@ -313,7 +310,6 @@ AsyncOperation& add_bulk_store(Warp& warp, const Instruction& i, uint32_t lane, 
   AsyncOperation& operation = add_async(warp, i, lane, "bulk store");
   operation.bulk_group = true;
   operation.group = warp.bulk_committed[lane];
-  ++warp.bulk_open[lane];
   begin_source(warp, i, operation, *source.block, source.offset, bytes, "a bulk store");
   return operation;
 }

@@ -191,3 +191,30 @@ def test_a_report_has_every_call_that_was_inlined() -> None:
     fault = caught.value
     assert (fault.kind, fault.line, fault.caller_line) == ("out_of_bounds", 3, 9)
     assert fault.details.endswith(".cu:6")
+
+
+MANY_BARRIERS = r"""
+// More barriers than the clocks can count.
+extern "C" __global__ void ping_pong(int* y, int rounds) {
+  __shared__ int s[64];
+  int mine = threadIdx.x;
+  for (int round = 0; round < rounds; ++round) {
+    s[threadIdx.x] = mine;
+    y[threadIdx.x] = mine;
+    __syncthreads();
+    mine = s[63 - threadIdx.x] + y[63 - threadIdx.x] - mine;
+    __syncthreads();
+  }
+  y[threadIdx.x] = mine;
+}
+"""
+
+
+def test_more_barriers_than_the_clocks_count() -> None:
+    gpu = emulator.Gpu("A100")
+    y = gpu.empty(64, np.int32)
+    gpu.load(emulator.compile_cuda(MANY_BARRIERS, "sm_80"))["ping_pong"](1, 64, y, 70_000)
+    expected = np.arange(64)
+    for _ in range(70_000):
+        expected = 2 * expected[::-1] - expected
+    np.testing.assert_array_equal(y, expected.astype(np.int32))
