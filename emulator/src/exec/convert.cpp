@@ -82,23 +82,6 @@ Execute to_integer_rounded(Rounding rounding) {
   }
 }
 
-template <class F>
-Execute for_any_integer(const TypeInfo& type, F&& choose) {
-  const bool is_signed = type.kind == TypeInfo::kSigned;
-  switch (type.bits) {
-    case 8:
-      return is_signed ? choose.template operator()<int8_t>() : choose.template operator()<uint8_t>();
-    case 16:
-      return is_signed ? choose.template operator()<int16_t>() : choose.template operator()<uint16_t>();
-    case 32:
-      return is_signed ? choose.template operator()<int32_t>() : choose.template operator()<uint32_t>();
-    case 64:
-      return is_signed ? choose.template operator()<int64_t>() : choose.template operator()<uint64_t>();
-    default:
-      return nullptr;
-  }
-}
-
 Execute float_to_integer(const Conversion& c, uint32_t flags) {
   const Rounding rounding = rounding_of(flags);
   return for_any_integer(c.to, [&]<class D>() -> Execute {

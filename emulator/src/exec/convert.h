@@ -37,6 +37,24 @@ T round_to_integral(T x, Rounding rounding) {
   }
 }
 
+// choose<T>() for the integer type of these bits; null when there is none.
+template <class F>
+Execute for_any_integer(const TypeInfo& type, F&& choose) {
+  const bool is_signed = type.kind == TypeInfo::kSigned;
+  switch (type.bits) {
+    case 8:
+      return is_signed ? choose.template operator()<int8_t>() : choose.template operator()<uint8_t>();
+    case 16:
+      return is_signed ? choose.template operator()<int16_t>() : choose.template operator()<uint16_t>();
+    case 32:
+      return is_signed ? choose.template operator()<int32_t>() : choose.template operator()<uint32_t>();
+    case 64:
+      return is_signed ? choose.template operator()<int64_t>() : choose.template operator()<uint64_t>();
+    default:
+      return nullptr;
+  }
+}
+
 // Between f16, bf16, tf32, f32 and f64, or integers to them. Null when there is no such conversion.
 Execute convert_to_float(const Conversion& c, bool plain);
 // Two floats to f16x2 or bf16x2, and fp8 in pairs: decodes the operands too. False when it is neither.

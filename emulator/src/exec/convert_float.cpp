@@ -113,30 +113,13 @@ Execute for_float(const TypeInfo& type, F&& choose) {
   return nullptr;
 }
 
-template <class F>
-Execute for_integer_source(const TypeInfo& type, F&& choose) {
-  const bool is_signed = type.kind == TypeInfo::kSigned;
-  switch (type.bits) {
-    case 8:
-      return is_signed ? choose.template operator()<int8_t>() : choose.template operator()<uint8_t>();
-    case 16:
-      return is_signed ? choose.template operator()<int16_t>() : choose.template operator()<uint16_t>();
-    case 32:
-      return is_signed ? choose.template operator()<int32_t>() : choose.template operator()<uint32_t>();
-    case 64:
-      return is_signed ? choose.template operator()<int64_t>() : choose.template operator()<uint64_t>();
-    default:
-      return nullptr;
-  }
-}
-
 }  // namespace
 
 Execute convert_to_float(const Conversion& c, bool is_plain) {
   if (c.from.kind != TypeInfo::kFloat) {
     if (c.relu || c.satfinite || c.to_integral()) return nullptr;
     return for_float(c.to, [&]<class D>() -> Execute {
-      return for_integer_source(c.from, [&]<class S>() -> Execute {
+      return for_any_integer(c.from, [&]<class S>() -> Execute {
         if constexpr (std::is_floating_point_v<D>) {
           if (is_plain) return &plain<D, S>;
         }
