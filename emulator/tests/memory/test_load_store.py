@@ -442,10 +442,11 @@ EDGE_NAMES = [f"{what}_{bits}" for what in ("read", "write", "generic") for bits
 def test_bounds_and_alignment(name: str) -> None:
     size = 16 if name in ("v4", "quad") else int(name.split("_")[1]) // 8
     total = 64
-    gpu = emulator.Gpu()
-    kernel = gpu.load(EDGES)[name]
 
     def run(offset: int) -> None:
+        # A GPU of its own, so that there is no other array to hit, not even a freed one.
+        gpu = emulator.Gpu()
+        kernel = gpu.load(EDGES)[name]
         kernel(1, 1, gpu.zeros(total, np.uint8), None, offset % (1 << 64) - (1 << 64) * (offset % (1 << 64) >= 1 << 63))
 
     run(0)
