@@ -1,4 +1,5 @@
-"""The command line: `run` measures and writes JSON, `table` and `plot` show such a file."""
+"""The command line: `run` measures time and `virtual` counts on the virtual GPU; both write JSON, which `table` and
+`plot` show."""
 
 from __future__ import annotations
 
@@ -21,6 +22,10 @@ from bench.report import TABLE_WIDTH, markdown, notes, rich_table, update_block
 from bench.results import Report
 from bench.runner import DTYPES, Runner, Settings
 from bench.shapes import MODES, SHAPES, TINY, Shape, find_shape
+from bench.virtual import command as virtual_command
+from bench.virtual.plot import draw as draw_virtual
+from bench.virtual.report import markdown as virtual_markdown
+from bench.virtual.results import Report as VirtualReport
 
 
 def _shape(name: str) -> Shape:
@@ -74,6 +79,8 @@ def make_parser() -> argparse.ArgumentParser:
     run.add_argument("--seed", type=int, default=0)
     run.add_argument("--output", type=Path, help="default: bench/results/<date>-cpu-<threads>t.json")
     run.set_defaults(action=_run)
+
+    virtual_command.add_parser(commands)
 
     table = commands.add_parser("table", help="show a result file")
     table.add_argument("file", type=Path)
@@ -130,12 +137,16 @@ def _run(arguments: argparse.Namespace, argv: Sequence[str], console: Console) -
 
 
 def _table(arguments: argparse.Namespace, argv: Sequence[str], console: Console) -> int:
-    report = Report.load(arguments.file)
+    virtual = VirtualReport.is_one(arguments.file)
+    report = VirtualReport.load(arguments.file) if virtual else Report.load(arguments.file)
+    text = virtual_markdown(report) if isinstance(report, VirtualReport) else markdown(report)
     if arguments.update:
-        changed = update_block(arguments.update, markdown(report))
+        changed = update_block(arguments.update, text)
         console.print(f"{arguments.update}: {'updated' if changed else 'unchanged'}", soft_wrap=True)
     elif arguments.markdown:
-        print(markdown(report))
+        print(text)
+    elif isinstance(report, VirtualReport):
+        virtual_command.show(report, console)
     else:
         _show(report, console)
     return 0
@@ -143,7 +154,10 @@ def _table(arguments: argparse.Namespace, argv: Sequence[str], console: Console)
 
 def _plot(arguments: argparse.Namespace, argv: Sequence[str], console: Console) -> int:
     path = arguments.output or arguments.file.with_suffix(".png")
-    draw(Report.load(arguments.file), path)
+    if VirtualReport.is_one(arguments.file):
+        draw_virtual(VirtualReport.load(arguments.file), path)
+    else:
+        draw(Report.load(arguments.file), path)
     console.print(f"written to {path}", soft_wrap=True)
     return 0
 
@@ -151,6 +165,7 @@ def _plot(arguments: argparse.Namespace, argv: Sequence[str], console: Console) 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0, 1 where moe_ext failed or was wrong, 2 for what the user got wrong."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    argv = ["virtual" if argument == "--virtual" else argument for argument in argv]
     arguments = make_parser().parse_args(argv)
     console = Console()
     try:

@@ -42,9 +42,20 @@ class Problem:
         return {"x": self.x, "w_router": self.w_router, "w_gate_up": self.w_gate_up, "w_down": self.w_down}
 
     @torch.no_grad()
+    def logits(self) -> Tensor:
+        """[T,E], in the data's own dtype, as every contender computes them."""
+        return F.linear(self.x, self.w_router)
+
     def topk_ids(self) -> Tensor:
-        """Experts of each token [T,K], from the logits in the data's own dtype, as every contender computes them."""
-        return F.linear(self.x, self.w_router).float().topk(self.shape.top_k, dim=-1).indices
+        """Experts of each token [T,K]."""
+        return self.logits().float().topk(self.shape.top_k, dim=-1).indices
+
+    @torch.no_grad()
+    def copy(self) -> Problem:
+        """The same in memory of its own: where tensors are made where this is called."""
+        x, w_router, w_gate_up, w_down = (leaf.detach().clone() for leaf in self.leaves.values())
+        weights = (nn.Parameter(w) for w in (w_router, w_gate_up, w_down))
+        return Problem(self.shape, x.requires_grad_(), *weights, self.grad_y.clone())
 
     def expert_load(self) -> Tensor:
         """Rows of each expert [E]."""

@@ -1,8 +1,9 @@
-"""What every test relies on: fixed seeds, one thread count, no network, and each CPU instruction set in turn.
+"""What every test relies on: fixed seeds, one thread count, no network, and each backend in turn.
 
-A test that takes the fixture ``cpu_isa`` runs once for each instruction set that the build has and this machine can
-execute. Those the machine lacks are named in the header and again before pytest's closing line. Kernels that several
-instruction sets share are tested on one of them, unless ``--every-isa`` is given.
+A test that takes the fixture ``backend`` runs on each CPU instruction set that the build has and this machine can
+execute, on virtual GPUs, and on CUDA; which tests on which of them is said in ``tests.support.backends``. One that takes
+``cpu_isa`` runs on each instruction set only. What this machine cannot run is named in the header and again before
+pytest's closing line.
 """
 
 from __future__ import annotations
@@ -24,75 +25,79 @@ from collections.abc import Iterator
 import numpy
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
-settings.register_profile("moe_ext", deadline=None, derandomize=True, print_blob=True)
+from tests.support import backends
+from tests.support.backends import Backend
+
+settings.register_profile(
+    "moe_ext",
+    deadline=None,
+    derandomize=True,
+    print_blob=True,
+    # `backend` and `cpu_isa` hold for all examples of a test, as they should.
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 settings.load_profile("moe_ext")
 
 torch.set_num_threads(min(2, torch.get_num_threads()))
 
 
-def _isas() -> tuple[list[str], list[str]]:
-    """The instruction sets to test, and those that were compiled but that this machine cannot execute."""
-    from moe_ext import _C
 
-    available = list(_C.cpu_isas_available())
-    return available, [isa for isa in _C.cpu_isas_compiled() if isa not in available]
-
-
-def _isa_line() -> str:
+def _backend_lines() -> list[str]:
     try:
-        available, missing = _isas()
+        available, missing = backends.cpu_backends()
     except ImportError as error:
-        return f"moe_ext is not built ({error}): run `make test`, or `pip install --no-build-isolation -e .` first"
-    left_out = ", ".join(missing) or "none"
-    return f"CPU instruction sets tested: {', '.join(available)}; left out because this machine lacks them: {left_out}"
+        return [f"moe_ext is not built ({error}): run `make test`, or `pip install --no-build-isolation -e .` first"]
+    lines = [f"left out: {name}, which this machine cannot execute" for name in missing]
+    reasons = {name: backends.why_not(name) for name in (*backends.VIRTUAL, backends.CUDA)}
+    available += [name for name, reason in reasons.items() if reason is None]
+    by_reason: dict[str, list[str]] = {}
+    for name, reason in reasons.items():
+        if reason is not None:
+            by_reason.setdefault(reason, []).append(name)
+    lines += [f"left out: {', '.join(names)}: {reason}" for reason, names in by_reason.items()]
+    return [f"backends tested: {', '.join(available)}", *lines]
 
 
 def pytest_report_header() -> list[str]:
-    return [f"torch {torch.__version__}, {torch.get_num_threads()} threads", _isa_line()]
+    return [f"torch {torch.__version__}, {torch.get_num_threads()} threads", *_backend_lines()]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    terminalreporter.write_line(_isa_line())
-
-
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "cpu_isa" in metafunc.fixturenames:
-        metafunc.parametrize("cpu_isa", _isas()[0], indirect=True)
+    for line in _backend_lines():
+        terminalreporter.write_line(line)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--every-isa", action="store_true", help="also run tests of kernels that another ISA shares")
+    parser.addoption("--every-backend", action="store_true", help="run every op test on every ISA and virtual GPU")
 
 
-# One source, compiled with flags that differ only by instructions for products of bfloat16: everything else is the
-# same code in all three, and is tested on the best that the machine has.
-_SHARED_KERNELS = ("avx512", "avx512bf16", "amx")
-_PRODUCTS = ("gemm", "experts", "determinism", "properties", "large")
-
-
-def _is_shared(item: pytest.Item, best: str) -> bool:
-    params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
-    isa = params.get("cpu_isa")
-    if isa not in _SHARED_KERNELS or isa == best:
-        return False
-    if any(word in item.path.name for word in _PRODUCTS):
-        return "dtype" in params and params["dtype"] is not torch.bfloat16
-    return True
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "cpu_isa" in metafunc.fixturenames:
+        isas = [name.removeprefix("cpu:") for name in backends.cpu_backends()[0]]
+        metafunc.parametrize("cpu_isa", isas, indirect=True)
+    if "backend" in metafunc.fixturenames:
+        marks = {backends.CUDA: pytest.mark.cuda, **dict.fromkeys(backends.VIRTUAL, pytest.mark.virtual)}
+        names = [pytest.param(name, marks=marks.get(name, ())) for name in backends.all_backends()]
+        metafunc.parametrize("backend", names, indirect=True)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not config.getoption("--every-isa"):
-        best = _isas()[0][-1]
-        shared = [item for item in items if _is_shared(item, best)]
-        config.hook.pytest_deselected(items=shared)
-        left_out = set(shared)
-        items[:] = [item for item in items if item not in left_out]
-    if not torch.cuda.is_available():
-        for item in items:
-            if "cuda" in item.keywords:
-                item.add_marker(pytest.mark.skip(reason="no CUDA device: torch.cuda.is_available() is False"))
+    if config.getoption("--every-backend"):
+        return
+    every_isa = config.getoption("--every-isa")
+    left_out = {item for item in items if backends.is_left_out(item, every_isa)}
+    config.hook.pytest_deselected(items=[item for item in items if item in left_out])
+    items[:] = [item for item in items if item not in left_out]
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("cuda") and (reason := backends.why_not(backends.CUDA)):
+        pytest.skip(reason)
+    if item.get_closest_marker("virtual") and (reason := backends.why_not(backends.VIRTUAL[0])):
+        pytest.skip(reason)
 
 
 @pytest.fixture(autouse=True)
@@ -120,11 +125,18 @@ def torch_threads(request: pytest.FixtureRequest) -> int:
 
 @pytest.fixture
 def cpu_isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Pins the kernels to one instruction set for the length of the test."""
-    from moe_ext import _C
-
+    """Pins the CPU kernels to one instruction set for the length of the test."""
     isa: str = request.param
-    before = _C.cpu_isa()
-    _C.set_cpu_isa(isa)
-    yield isa
-    _C.set_cpu_isa(before)
+    with backends.pinned(isa):
+        yield isa
+
+
+@pytest.fixture
+def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
+    """Where the ops run for the length of the test."""
+    name: str = request.param
+    test = request.node.nodeid.replace(name, "")
+    if name in backends.VIRTUAL:
+        request.node.add_report_section("setup", "virtual GPU", str(backends.behaviour(test)))
+    with backends.entered(name, test) as entered:
+        yield entered

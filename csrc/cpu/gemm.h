@@ -47,6 +47,9 @@ struct EpilogueParams {
   int64_t gate_step = 1;
   void* preact = nullptr;  // [R,G], written by kActivation (null: not kept), read by kActivationBackward
   int64_t preact_stride = 0;
+  // preact is MXFP8, format: moe/fused_experts.h. A row has preact_stride = G codes, then the scales of each part.
+  bool preact_is_mxfp8 = false;
+  int64_t mxfp8_scales = 0;
   void* act = nullptr;  // [R,I], written: act(z); kActivationBackward: act(z) times the output weight
   int64_t act_stride = 0;
   // Routing weights by slot, and which slot a row is. Data dtype's accumulator type.

@@ -2,25 +2,17 @@
 // a caller can pass, contents of index tensors included, makes a kernel touch memory that is not its own.
 #pragma once
 
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
-
 #include <algorithm>
-#include <atomic>
 #include <cstdint>
 #include <initializer_list>
-#include <optional>
 #include <sstream>
 #include <stdexcept>
 #include <string>
 
-#include "cpu/parallel.h"
 #include "moe/types.h"
+#include "torch/tensors.h"
 
 namespace moe::torch_ops {
-
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
 
 // The parts of a message one after the other. Becomes a RuntimeError in Python.
 template <class... Parts>
@@ -38,10 +30,14 @@ inline std::string shape_text(const Tensor& tensor) {
   return std::move(text).str();
 }
 
+enum class Place { kCpu, kCuda };
+
 // Checks the arguments of one op; its name begins every message.
 class Checks {
  public:
-  explicit Checks(const char* op) : op_(op) {}
+  explicit Checks(const char* op, Place place = Place::kCpu) : op_(op), place_(place) {}
+
+  const char* op() const { return op_; }
 
   // Fails with "moe_ext::<op>: <parts>" unless ok.
   template <class... Parts>
@@ -51,9 +47,9 @@ class Checks {
     }
   }
 
-  // A CPU tensor with this many dimensions; `shape` names them, as in "[T, H]".
+  // A tensor in the right place with this many dimensions; `shape` names them, as in "[T, H]".
   void has_dims(const Tensor& tensor, const char* name, int64_t dims, const char* shape) const {
-    check(tensor.is_cpu(), name, " must be on the CPU");
+    has_place(tensor, name);
     check(tensor.dim() == dims, name, " must be ", shape, ", got ", shape_text(tensor));
   }
 
@@ -162,31 +158,20 @@ class Checks {
     return found;
   }
 
+  // On the CPU, or on the one CUDA device where the first tensor was.
+  void has_place(const Tensor& tensor, const char* name) const {
+    if (place_ == Place::kCpu) return check(tensor.is_cpu(), name, " must be on the CPU");
+    check(tensor.is_cuda(), name, " must be on a CUDA device");
+    const int32_t device = tensor.get_device_index();
+    if (device_ < 0) device_ = device;
+    check(device == device_, name, " must be on cuda:", device_, " like the other tensors, got cuda:", device);
+  }
+
   const char* op_;
+  Place place_;
+  mutable int32_t device_ = -1;
 };
 
-// The tensor itself if its last dimension has unit stride, else a contiguous copy.
-inline Tensor with_unit_inner_stride(const Tensor& tensor) {
-  const int64_t last = tensor.dim() - 1;
-  return tensor.size(last) <= 1 || tensor.stride(last) == 1 ? tensor : torch::stable::contiguous(tensor);
-}
-
-inline Tensor empty_like(const Tensor& like, std::initializer_list<int64_t> sizes, ScalarType dtype) {
-  return torch::stable::new_empty(like, sizes, dtype);
-}
-
 inline ScalarType weights_dtype(DType data) { return data == DType::kFloat64 ? ScalarType::Double : ScalarType::Float; }
-
-// PyTorch's own thread pool. Threads take the next task when they are done with one.
-inline cpu::Parallel torch_threads() {
-  const int num_threads = static_cast<int>(torch::stable::get_num_threads());
-  return {std::max(num_threads, 1), [](int64_t num_tasks, void (*task)(int64_t, void*), void* context) {
-            std::atomic<int64_t> next{0};
-            const int64_t workers = std::min<int64_t>(num_tasks, torch::stable::get_num_threads());
-            torch::stable::parallel_for(0, workers, 1, [&](int64_t, int64_t) {
-              for (int64_t index = next++; index < num_tasks; index = next++) task(index, context);
-            });
-          }};
-}
 
 }  // namespace moe::torch_ops

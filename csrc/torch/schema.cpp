@@ -1,13 +1,13 @@
-// Every op's signature, once. Backends implement them (cpu.cpp, later cuda.cpp); fake kernels, autograd
+// Every op's signature, once. Backends implement them (cpu/, cuda/); fake kernels, autograd
 // and autocast rules are Python (python/moe_ext/ops). Shapes: T tokens, H hidden_size, I intermediate_size,
 // E num_experts, K top_k, R = T*K rows, N and C the output and input width of a plain grouped GEMM.
 //
 // G below is I*2 for gated activations and I for ungated ones. "rows" tensors hold R rows sorted by
 // (expert, token, k); rows at and past expert_offsets[E] belong to no expert: they are zero where written
 // and are never read.
-#include <torch/csrc/stable/library.h>
+#include "torch/library.h"
 
-STABLE_TORCH_LIBRARY(moe_ext, m) {
+MOE_EXT_LIBRARY(MOE_EXT_OPS, m) {
   // router_logits [T,E] float; bias [E] float32, for selection only; score: softmax|sigmoid|sqrtsoftplus|none;
   // group_fill: -inf|0; nonfinite: propagate|sanitize|error.  -> topk_weights [T,K] (float32; float64 for float64
   // logits), topk_ids [T,K] int32.
@@ -20,8 +20,22 @@ STABLE_TORCH_LIBRARY(moe_ext, m) {
       "route_backward(Tensor grad_weights, Tensor router_logits, Tensor topk_ids, str score, bool softmax_after, "
       "bool renormalize, float eps, float scale, str nonfinite) -> Tensor");
 
-  // topk_ids [T,K] int32 or int64 -> expert_offsets [E+1], row_to_slot [R], slot_to_row [T,K], all int32.
-  m.def("permute(Tensor topk_ids, int num_experts) -> (Tensor, Tensor, Tensor)");
+  // route, and sums over the tokens for auxiliary losses: score_sums [E] and z_sum [1] in the dtype of the weights,
+  // expert_counts [E] int32. Not for score = none.
+  m.def(
+      "route_with_statistics(Tensor router_logits, int top_k, str score, bool softmax_after, Tensor? bias, "
+      "int num_groups, int topk_groups, int group_top, str group_fill, bool renormalize, float eps, float scale, "
+      "str nonfinite) -> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "route_with_statistics_backward(Tensor? grad_weights, Tensor? grad_score_sums, Tensor? grad_z_sum, "
+      "Tensor router_logits, Tensor topk_ids, str score, bool softmax_after, bool renormalize, float eps, float scale, "
+      "str nonfinite) -> Tensor");
+
+  // topk_ids [T,K] int32 or int64 -> expert_offsets [E+1], row_to_slot [R], slot_to_row [T,K], all int32. An expert
+  // takes at most `capacity` slots, the first in drop_order: token|choice.
+  m.def(
+      "permute(Tensor topk_ids, int num_experts, int? capacity=None, str drop_order=\"token\") "
+      "-> (Tensor, Tensor, Tensor)");
   // x [T,H] -> rows [R,H]: rows[r] = x[row_to_slot[r] / top_k].
   m.def("gather_rows(Tensor x, Tensor row_to_slot, Tensor expert_offsets, int top_k) -> Tensor");
   // grad_rows [R,H], slot_to_row [T,K] -> grad_x [T,H]: sum over k in float32, rounded once.

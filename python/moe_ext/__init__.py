@@ -24,12 +24,14 @@ _versions.check_after_loading(_C.build_info())
 from .ops import (  # noqa: E402
     Permutation,
     Routing,
+    RoutingWithStatistics,
     combine,
     fused_experts,
     gather_rows,
     grouped_gemm,
     permute,
     route,
+    route_with_statistics,
 )
 
 try:
@@ -51,6 +53,7 @@ def __getattr__(name: str) -> _ModuleType:
 __all__ = [
     "Permutation",
     "Routing",
+    "RoutingWithStatistics",
     "__version__",
     "combine",
     "fused_experts",
@@ -58,4 +61,5 @@ __all__ = [
     "grouped_gemm",
     "permute",
     "route",
+    "route_with_statistics",
 ]

@@ -69,11 +69,25 @@ def test_torch_headers_stay_in_csrc_torch() -> None:
         torch_headers = [
             h for h in includes(path) if h.startswith(("torch/", "ATen/", "c10/")) and not (CSRC / h).exists()
         ]
-        if path.parent == CSRC / "torch":
+        if CSRC / "torch" in path.parents:
             stable = ("torch/csrc/stable/", "torch/headeronly/", "torch/csrc/inductor/aoti_torch/c/")
             assert all(h.startswith(stable) for h in torch_headers), f"{path}: {torch_headers}"
         else:
             assert not torch_headers, f"{path.relative_to(ROOT)} includes {torch_headers}"
+
+
+def test_cuda_stays_in_csrc_cuda() -> None:
+    """And of torch's side, what the kernels declare is all that csrc/torch/cuda sees: no header of CUDA's own."""
+    for path in cpp_sources():
+        cuda_headers = [h for h in includes(path) if h.startswith(("cuda_", "cuda.h", "cub/", "cooperative_groups"))]
+        assert not cuda_headers or CSRC / "cuda" in path.parents, f"{path.relative_to(ROOT)} includes {cuda_headers}"
+
+
+def test_assembly_stays_in_one_folder() -> None:
+    for path in cpp_sources():
+        if path.parent != CSRC / "cuda" / "ptx":
+            text = path.read_text(encoding="utf-8")
+            assert not re.search(r"\basm\b\s*(volatile)?\s*\(", text), path.relative_to(ROOT)
 
 
 def test_intrinsics_stay_in_their_instruction_set() -> None:

@@ -57,20 +57,29 @@ def route_row(
     return [weight * scale for weight in weights], ids
 
 
-def permute(topk_ids: list[list[int]], num_experts: int) -> tuple[list[int], list[int], list[list[int]]]:
+def permute(
+    topk_ids: list[list[int]], num_experts: int, capacity: int | None = None, drop_order: str = "token"
+) -> tuple[list[int], list[int], list[list[int]]]:
     """expert_offsets, row_to_slot, slot_to_row."""
+    slots = [(token, k) for token, row in enumerate(topk_ids) for k in range(len(row))]
+    taken = [0] * num_experts
+    kept = set()
+    for token, k in sorted(slots, key=lambda slot: slot if drop_order == "token" else slot[::-1]):
+        expert = topk_ids[token][k]
+        if 0 <= expert < num_experts and (capacity is None or taken[expert] < capacity):
+            taken[expert] += 1
+            kept.add((token, k))
     offsets = [0]
     row_to_slot: list[int] = []
     slot_to_row = [[-1] * len(row) for row in topk_ids]
     for expert in range(num_experts):
         for token, row in enumerate(topk_ids):
             for k, chosen in enumerate(row):
-                if chosen == expert:
+                if chosen == expert and (token, k) in kept:
                     slot_to_row[token][k] = len(row_to_slot)
                     row_to_slot.append(token * len(row) + k)
         offsets.append(len(row_to_slot))
-    num_slots = sum(map(len, topk_ids))
-    return offsets, row_to_slot + [-1] * (num_slots - len(row_to_slot)), slot_to_row
+    return offsets, row_to_slot + [-1] * (len(slots) - len(row_to_slot)), slot_to_row
 
 
 def affine(matrix: Matrix, x: Sequence[float], bias: Sequence[float] | None) -> list[float]:

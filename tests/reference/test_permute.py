@@ -25,6 +25,38 @@ def test_brute_force(case: Case, dtype: torch.dtype) -> None:
     )
 
 
+def test_worked_example_with_capacity() -> None:
+    """Expert 0 is chosen first by tokens 0 and 3, second by tokens 2, 4 and 5."""
+    ids = torch.tensor([[0, 1], [1, 3], [2, 0], [0, 2], [1, 0], [1, 0]])
+    offsets, row_to_slot, slot_to_row = permute(ids, 4, capacity=2)
+    assert offsets.tolist() == [0, 2, 4, 6, 7]
+    assert row_to_slot.tolist() == [0, 5, 1, 2, 4, 7, 3, -1, -1, -1, -1, -1]
+    assert slot_to_row.tolist() == [[0, 2], [3, 6], [4, 1], [-1, 5], [-1, -1], [-1, -1]]
+
+    offsets, row_to_slot, slot_to_row = permute(ids, 4, capacity=2, drop_order="choice")
+    assert offsets.tolist() == [0, 2, 4, 6, 7]
+    assert row_to_slot.tolist() == [0, 6, 2, 8, 4, 7, 3, -1, -1, -1, -1, -1]
+    assert slot_to_row.tolist() == [[0, -1], [2, 6], [4, -1], [1, 5], [3, -1], [-1, -1]]
+
+
+@pytest.mark.parametrize("drop_order", ["token", "choice"])
+@pytest.mark.parametrize("capacity", [0, 1, 3, 1000])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_brute_force_with_capacity(case: Case, capacity: int, drop_order: str) -> None:
+    ids, num_experts = case.topk_ids(), case.shape.num_experts
+    actual = permute(ids, num_experts, capacity, drop_order)
+    expected = brute_force.permute(ids.tolist(), num_experts, capacity, drop_order)
+    assert [tensor.tolist() for tensor in actual] == list(expected)
+
+
+@pytest.mark.parametrize("drop_order", ["token", "choice"])
+def test_capacity_that_drops_nothing(drop_order: str) -> None:
+    ids = torch.randint(-1, 9, (50, 4))
+    busiest = int(torch.bincount(ids[(ids >= 0) & (ids < 8)]).max())
+    for actual, expected in zip(permute(ids, 8, busiest, drop_order), permute(ids, 8), strict=True):
+        assert torch.equal(actual, expected)
+
+
 def test_int64_ids_that_would_wrap_around_are_sentinels() -> None:
     offsets, row_to_slot, _ = permute(torch.tensor([[2**32, -(2**32) + 1, 1]]), 2)
     assert offsets.tolist() == [0, 0, 1]

@@ -3,7 +3,9 @@
 One call checks the outputs and every gradient:
 
     draw = lambda seed: make_inputs(case, torch.bfloat16, activation="geglu", seed=seed).tensors()
-    check_against_truth(moe_ext.fused_experts, moe_ext.reference.fused_experts, draw, activation="geglu")
+    check_against_truth(
+        moe_ext.fused_experts, moe_ext.reference.fused_experts, draw, backend=backend, activation="geglu"
+    )
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -12,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tests.support.backends import Backend
 from tests.support.tolerance import assert_close_to_truth
 
 # So many values make a yardstick; see tests.support.tolerance.
@@ -58,11 +61,20 @@ def run_with_gradients(
     return named
 
 
+def run_on(
+    backend: Backend | None, function: Callable[..., Any], tensors: Mapping[str, Tensor], **options: Any
+) -> dict[str, Tensor]:
+    """``run_with_gradients`` of CPU tensors on a backend; None: where they are. The results are on the CPU."""
+    given = tensors if backend is None else backend.put(tensors)
+    return {name: result.cpu() for name, result in run_with_gradients(function, given, **options).items()}
+
+
 def check_against_truth(
     function: Callable[..., Any],
     reference: Callable[..., Any],
     tensors: Mapping[str, Tensor] | Callable[[int], Mapping[str, Tensor]],
     *,
+    backend: Backend | None = None,
     name: str = "",
     gradients_of: Iterable[str] | None = None,
     reference_options: Mapping[str, Any] | None = None,
@@ -77,6 +89,7 @@ def check_against_truth(
             always of the same shapes. It is called with 0, 1, ... until the smallest result has had
             ``ENOUGH_VALUES`` values, and all draws are judged as one. Small problems in float16 and bfloat16 need
             it; with finer dtypes one draw is enough, as the slack is wider than their luck.
+        backend: where ``function`` runs; its tensors are put there. None leaves them where they are.
         name: goes before the name of the output in messages.
         gradients_of: which inputs to differentiate by; None is all floating ones.
         reference_options: options for the reference where it takes others.
@@ -89,7 +102,7 @@ def check_against_truth(
     while len(results) < num_draws:
         seed = len(results)
         drawn = tensors(seed) if callable(tensors) else tensors
-        actual = run_with_gradients(function, drawn, gradients_of=wanted, seed=seed, **options)
+        actual = run_on(backend, function, drawn, gradients_of=wanted, seed=seed, **options)
         same_dtype = run_with_gradients(reference, drawn, gradients_of=wanted, seed=seed, **slow_options)
         truth = run_with_gradients(
             reference,

@@ -3,6 +3,7 @@
 
 #include "cpu/gemm.h"
 #include "cpu/vectorized/activation.h"
+#include "cpu/vectorized/mxfp8.h"
 #include "cpu/vectorized/pack.h"
 
 namespace moe::cpu::MOE_ISA {
@@ -13,6 +14,9 @@ struct EpilogueBlock {
   const A* up;
   int64_t ld;
   int64_t row0, rows, col0, columns;
+  // Where kActivation leaves z for encode_preact(), gate and up; null: it does not. May be where gate and up are.
+  A* z[2] = {};
+  int64_t z_ld = 0;
 };
 
 // The widest block of columns that any engine hands over: one group, or all of a super block to be stored as it is.
@@ -86,7 +90,11 @@ static void activation_block(const EpilogueParams& p, const EpilogueBlock<A>& bl
         for (int64_t j = 0; j < n; ++j) z[half][j] += bias[half][j];
       }
     }
-    if (p.preact) {
+    if (block.z[0]) {
+      for (int half = 0; half < (kGated ? 2 : 1); ++half) {
+        for (int64_t j = 0; j < n; ++j) block.z[half][i * block.z_ld + j] = z[half][j];
+      }
+    } else if (p.preact) {
       T* target = static_cast<T*>(p.preact) + row * p.preact_stride;
       store_run(z[0], target + gate_at, p.gate_step, n);
       if (kGated) store_run(z[1], target + up_at, p.gate_step, n);
@@ -94,6 +102,48 @@ static void activation_block(const EpilogueParams& p, const EpilogueBlock<A>& bl
     if (p.act) {
       activate_as<kKind>(z[0], z[1], n, A(p.activation.alpha), A(p.activation.limit), act);
       store_run(act, static_cast<T*>(p.act) + row * p.act_stride + block.col0, 1, n);
+    }
+  }
+}
+
+// Row `row` of MXFP8 pre-activations.
+struct Mxfp8Row {
+  uint8_t* codes;
+  uint8_t* scales;
+
+  Mxfp8Row(const EpilogueParams& p, bool gated, int64_t row)
+      : codes(static_cast<uint8_t*>(p.preact) + row * (p.preact_stride + (gated ? 2 : 1) * p.mxfp8_scales)),
+        scales(codes + p.preact_stride) {}
+};
+
+// Where the z of column j of part h of row i stands: z[group * (j / kGroup) + part * h + row * i + j % kGroup].
+template <class A>
+struct KeptPreact {
+  const A* z;
+  int64_t group, part, row;
+};
+
+// Encodes columns col0 .. col0 + columns of all rows. A scale's 32 columns may lie in two groups, so this comes after
+// the epilogue of every group; col0 is a multiple of 32.
+template <int64_t kGroup, class A>
+static void encode_preact(const EpilogueParams& p, const KeptPreact<A>& kept, int64_t parts, int64_t row0, int64_t rows,
+                          int64_t col0, int64_t columns) {
+  constexpr int64_t kRun = 16;
+  static_assert(kGroup % kRun == 0 && kMxfp8Columns % kRun == 0);
+  A block[kMxfp8Columns] = {};
+  for (int64_t i = 0; i < rows; ++i) {
+    const Mxfp8Row row(p, parts == 2, row0 + i);
+    for (int64_t h = 0; h < parts; ++h) {
+      const A* z = kept.z + kept.part * h + kept.row * i;
+      for (int64_t j = 0; j < columns; j += kMxfp8Columns) {
+        const int64_t count = columns - j < kMxfp8Columns ? columns - j : kMxfp8Columns;
+        for (int64_t run = 0; run < count; run += kRun) {
+          const A* from = z + kept.group * ((j + run) / kGroup) + (j + run) % kGroup;
+          for (int64_t l = 0; l < kRun; ++l) block[run + l] = from[l];
+        }
+        uint8_t* codes = row.codes + h * p.up_offset + (col0 + j) * p.gate_step;
+        row.scales[h * p.mxfp8_scales + (col0 + j) / kMxfp8Columns] = encode_mxfp8(block, count, codes, p.gate_step);
+      }
     }
   }
 }
@@ -107,9 +157,15 @@ static void activation_backward_block(const EpilogueParams& p, const EpilogueBlo
   for (int64_t i = 0; i < block.rows; ++i) {
     const int64_t row = block.row0 + i;
     const A weight = static_cast<const A*>(p.slot_weights)[p.row_to_slot[row]];
-    const T* preact = static_cast<const T*>(p.preact) + row * p.preact_stride;
-    load_run(preact + gate_at, p.gate_step, n, z[0]);
-    if (kGated) load_run(preact + up_at, p.gate_step, n, z[1]);
+    if (p.preact_is_mxfp8) {
+      const Mxfp8Row from(p, kGated, row);
+      decode_mxfp8(from.codes + gate_at, p.gate_step, from.scales, block.col0, n, z[0]);
+      if (kGated) decode_mxfp8(from.codes + up_at, p.gate_step, from.scales + p.mxfp8_scales, block.col0, n, z[1]);
+    } else {
+      const T* preact = static_cast<const T*>(p.preact) + row * p.preact_stride;
+      load_run(preact + gate_at, p.gate_step, n, z[0]);
+      if (kGated) load_run(preact + up_at, p.gate_step, n, z[1]);
+    }
     const A* __restrict c = block.gate + i * block.ld;
     const A* d_act = c;
     if (!p.weights_on_input) {

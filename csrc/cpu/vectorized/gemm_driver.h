@@ -177,6 +177,9 @@ class GemmDriver {
       run_epilogue<T>(job_.epilogue, *job_.params, block, Engine::kGroup);
       return;
     }
+    // What is encoded stays where the sums were, until all groups have it.
+    const bool encodes = job_.epilogue == Epilogue::kActivation && job_.params->preact && job_.params->preact_is_mxfp8;
+    const int64_t z_column = swapped_ ? c_stride() : 1, z_row = swapped_ ? Engine::kGroup : c_stride();
     for (int64_t group = 0; group < groups(columns); ++group) {
       EpilogueBlock<Acc> block;
       block.row0 = job_.row0;
@@ -197,7 +200,17 @@ class GemmDriver {
         block.ld = c_stride();
       }
       block.up = block.gate + Engine::kGroup;
+      for (int64_t half = 0; encodes && half < halves_; ++half) {
+        block.z[half] = c_ + (c_column + half * Engine::kGroup) * z_column;
+      }
+      block.z_ld = z_row;
       run_epilogue<T>(job_.epilogue, *job_.params, block, Engine::kGroup);
+    }
+    static_assert(Engine::kSuper / 2 % kMxfp8Columns == 0);
+    if (encodes) {
+      const int64_t part = Engine::kGroup * z_column;
+      encode_preact<Engine::kGroup>(*job_.params, KeptPreact<Acc>{c_, halves_ * part, part, z_row}, halves_, job_.row0,
+                                    job_.m, job_.col0 + n0, columns);
     }
   }
 

@@ -4,6 +4,10 @@
 //   renormalised:   dL/ds_k = (g_k - sum_j g_j s_j / S) / S, else g_k
 //   softmax:        dL/dz_i = s_i (dL/ds_i - sum_j dL/ds_j s_j), over all experts, or over the chosen ones
 //   other scores:   dL/dz_k = dL/ds_k times the slope of the score
+// Statistics add, with G their gradient by expert, p the softmax over all experts and C the sum of all scores:
+//   softmax:        p_i (G_i - sum_j G_j p_j)
+//   other scores:   (G_i - sum_j G_j s_j / C) / C times the slope of the score
+//   z:              2 logsumexp(z) p_i times its gradient
 // Rows are worked on in tiles and the chosen experts in pieces, both on the stack; what does not fit is computed again.
 #pragma once
 
@@ -26,6 +30,8 @@ class RowGradient {
       : p_(params),
         softmax_(p_.rule.score == Score::kSoftmax),
         sanitize_(p_.rule.nonfinite == NonFinite::kSanitize),
+        sum_gradient_(static_cast<const A*>(p_.grad_score_sums)),
+        z_gradient_(static_cast<const A*>(p_.grad_z_sum)),
         scale_(static_cast<A>(p_.rule.scale)) {}
 
   void run(int64_t token) {
@@ -45,10 +51,13 @@ class RowGradient {
     scores_known_ = true;
     loaded_piece_ = -1;
     find_sums();
+    if (has_statistics()) find_statistics();
     for (int64_t begin = 0; begin < p_.num_experts; begin += kTile) write_tile(begin, out);
   }
 
  private:
+  bool has_statistics() const { return sum_gradient_ != nullptr || z_gradient_ != nullptr; }
+  bool softmax_over_all() const { return softmax_ && !p_.rule.softmax_after; }
   bool is_valid(int32_t id) const { return id >= 0 && id < p_.num_experts; }
   int64_t num_pieces() const { return (p_.top_k + kPiece - 1) / kPiece; }
   int64_t num_tiles() const { return (p_.num_experts + kTile - 1) / kTile; }
@@ -79,7 +88,7 @@ class RowGradient {
     const A maximum = maximum_, sum = sum_of_exps_;
     switch (p_.rule.score) {
       case Score::kSoftmax:
-        if (!p_.rule.softmax_after && num_tiles() == 1) {
+        if (softmax_over_all() && num_tiles() == 1) {
           for (int64_t j = 0; j < size; ++j) {
             piece_s_[j] = is_valid(ids_[begin + j]) ? tile_e_[ids_[begin + j]] / sum : A(0);
           }
@@ -133,9 +142,9 @@ class RowGradient {
   }
 
   void find_normalizer() {
-    key_t<A> best = KeyOf<A>::kLowest;
-    sum_of_exps_ = 0;
     if (p_.rule.softmax_after) {
+      key_t<A> best = KeyOf<A>::kLowest;
+      sum_of_exps_ = 0;
       for (int64_t c = 0; c < num_pieces(); ++c) {
         const int64_t size = load_piece(c);
         for (int64_t j = 0; j < size; ++j) best = rank(piece_z_[j]) > best ? rank(piece_z_[j]) : best;
@@ -149,23 +158,32 @@ class RowGradient {
       }
       return;
     }
+    whole_ = softmax_of_row();
+    maximum_ = whole_.maximum;
+    sum_of_exps_ = whole_.sum;
+  }
+
+  // Over all experts. Leaves the exponentials in tile_e_ if there is but one tile.
+  Softmax<A> softmax_of_row() {
+    key_t<A> best = KeyOf<A>::kLowest;
     for (int64_t c = 0; c < num_tiles(); ++c) {
       const int64_t blocks = load_tile(c);
       const key_t<A> key = rank(row_maximum(tile_z_, blocks));
       best = key > best ? key : best;
     }
-    maximum_ = value_of(best);
+    const A maximum = value_of(best);
+    A sum = 0;
     for (int64_t c = 0; c < num_tiles(); ++c) {
       const int64_t blocks = load_tile(c);
-      exponentiate_tile(blocks);
-      sum_of_exps_ += row_sum(tile_e_, blocks);
+      exponentiate_tile(blocks, maximum);
+      sum += row_sum(tile_e_, blocks);
     }
+    return {maximum, sum};
   }
 
-  void exponentiate_tile(int64_t blocks) {
+  void exponentiate_tile(int64_t blocks, A maximum) {
     const A* __restrict z = tile_z_;
     A* __restrict e = tile_e_;
-    const A maximum = maximum_;
     for (int64_t i = 0; i < blocks * kBlock; ++i) e[i] = exp(z[i] - maximum);
   }
 
@@ -196,9 +214,72 @@ class RowGradient {
     }
   }
 
+  // Leaves in tile_s_ the scores whose sums are the statistics.
+  void score_tile(int64_t blocks) {
+    const A* __restrict z = tile_z_;
+    A* __restrict s = tile_s_;
+    if (p_.rule.score == Score::kSigmoid) {
+      for (int64_t i = 0; i < blocks * kBlock; ++i) s[i] = sigmoid(z[i]);
+    } else {
+      for (int64_t i = 0; i < blocks * kBlock; ++i) s[i] = square_root(softplus(z[i]));
+    }
+  }
+
+  void find_statistics() {
+    if (!softmax_over_all() && (softmax_ || z_gradient_ != nullptr)) whole_ = softmax_of_row();
+    by_probability_ = 0;
+    if (z_gradient_ != nullptr) {
+      const A lse = whole_.maximum + natural_log(whole_.sum);
+      if (!sanitize_ || lse * lse < infinity(A())) by_probability_ = 2 * lse * *z_gradient_;
+    }
+    total_score_ = 1;
+    statistics_product_ = 0;
+    if (sum_gradient_ == nullptr) return;
+    A total = 0, product = 0;
+    for (int64_t c = 0; c < num_tiles(); ++c) {
+      const int64_t begin = c * kTile, blocks = load_tile(c);
+      const int64_t size = p_.num_experts - begin < kTile ? p_.num_experts - begin : kTile;
+      if (!softmax_) {
+        score_tile(blocks);
+      } else if (num_tiles() > 1) {
+        exponentiate_tile(blocks, whole_.maximum);
+      }
+      const A* __restrict s = softmax_ ? tile_e_ : tile_s_;
+      A* __restrict products = tile_g_;
+      for (int64_t i = 0; i < size; ++i) products[i] = sum_gradient_[begin + i] * s[i];
+      for (int64_t i = size; i < blocks * kBlock; ++i) products[i] = 0;
+      product += row_sum(products, blocks);
+      for (int64_t i = 0; i < size; ++i) products[i] = s[i];
+      total += row_sum(products, blocks);
+    }
+    total_score_ = total;
+    statistics_product_ = product / total;
+  }
+
+  // grad += what the statistics ask of this tile. Where all scores have underflowed, so have their slopes.
+  void add_statistics_gradient(int64_t begin, int64_t size, A* __restrict grad) {
+    const int64_t blocks = load_tile(begin / kTile);
+    const A* __restrict sum_gradient = sum_gradient_ + (sum_gradient_ != nullptr ? begin : 0);
+    if (softmax_ || z_gradient_ != nullptr) {
+      if (num_tiles() > 1) exponentiate_tile(blocks, whole_.maximum);
+      const A* __restrict e = tile_e_;
+      const A sum = whole_.sum, constant = by_probability_, product = statistics_product_;
+      if (softmax_ && sum_gradient_ != nullptr) {
+        for (int64_t i = 0; i < size; ++i) grad[i] += e[i] / sum * (sum_gradient[i] - product + constant);
+      } else {
+        for (int64_t i = 0; i < size; ++i) grad[i] += e[i] / sum * constant;
+      }
+    }
+    if (softmax_ || sum_gradient_ == nullptr || total_score_ == A(0)) return;
+    score_tile(blocks);
+    for (int64_t i = 0; i < size; ++i) {
+      grad[i] += (sum_gradient[i] - statistics_product_) / total_score_ * slope(tile_z_[i], tile_s_[i]);
+    }
+  }
+
   void write_tile(int64_t begin, T* __restrict out) {
     const int64_t size = p_.num_experts - begin < kTile ? p_.num_experts - begin : kTile;
-    const bool whole_row = softmax_ && !p_.rule.softmax_after;
+    const bool whole_row = softmax_over_all();
     A* __restrict grad = tile_g_;
     for (int64_t i = 0; i < size; ++i) grad[i] = 0;
     // Ids may repeat in what a caller hands in, so contributions are added up here and rounded once.
@@ -215,11 +296,12 @@ class RowGradient {
     }
     if (whole_row) {
       const int64_t blocks = load_tile(begin / kTile);
-      if (num_tiles() > 1) exponentiate_tile(blocks);
+      if (num_tiles() > 1) exponentiate_tile(blocks, maximum_);
       const A* __restrict e = tile_e_;
       const A sum = sum_of_exps_, inner_product = inner_product_;
       for (int64_t i = 0; i < size; ++i) grad[i] = e[i] / sum * (grad[i] - inner_product);
     }
+    if (has_statistics()) add_statistics_gradient(begin, size, grad);
     if (sanitize_) {
       const T* __restrict logits = logits_ + begin;
       for (int64_t i = 0; i < size; ++i) grad[i] = to_acc(logits[i]) < infinity(A()) ? grad[i] : A(0);
@@ -231,6 +313,8 @@ class RowGradient {
   const RouteBackwardParams& p_;
   const bool softmax_;
   const bool sanitize_;
+  const A* sum_gradient_;
+  const A* z_gradient_;
   const A scale_;
   const T* logits_ = nullptr;
   const int32_t* ids_ = nullptr;
@@ -244,11 +328,16 @@ class RowGradient {
   A score_sum_ = 0;      // S
   A mean_gradient_ = 0;  // sum_j g_j s_j / S
   A inner_product_ = 0;  // sum_j dL/ds_j s_j
+  Softmax<A> whole_;     // over all experts
+  A total_score_ = 1;          // C; for softmax the sum of the exponentials
+  A statistics_product_ = 0;   // sum_j G_j p_j, or sum_j G_j s_j / C
+  A by_probability_ = 0;       // 2 logsumexp(z) times its gradient
   A piece_z_[kPiece];
   A piece_s_[kPiece];
   A piece_g_[kPiece];
   alignas(64) A tile_z_[kTile];
   alignas(64) A tile_e_[kTile];
+  alignas(64) A tile_s_[kTile];
   alignas(64) A tile_g_[kTile];
 };
 

@@ -254,8 +254,23 @@ static inline void score_and_rank(const Row<A>& row, int64_t blocks, const Score
   }
 }
 
+// What the softmax of a row is made of.
 template <class A>
-static inline void score_row(const RouteRule& rule, const Row<A>& row, int64_t blocks) {
+struct Softmax {
+  A maximum = 0, sum = 0;
+};
+
+// z becomes e^(z - maximum).
+template <class A>
+static inline Softmax<A> exponentiate(A* __restrict z, int64_t blocks) {
+  const A maximum = row_maximum(z, blocks);
+  for (int64_t i = 0; i < blocks * kBlock; ++i) z[i] = exp(z[i] - maximum);
+  return {maximum, row_sum(z, blocks)};
+}
+
+// Spoils row.z for a softmax over all experts, which is returned.
+template <class A>
+static inline Softmax<A> score_row(const RouteRule& rule, const Row<A>& row, int64_t blocks) {
   if (rule.score == Score::kNone || rule.softmax_after) {
     score_and_rank(row, blocks, [](A z) __attribute__((always_inline)) { return z; });
   } else if (rule.score == Score::kSigmoid) {
@@ -263,12 +278,12 @@ static inline void score_row(const RouteRule& rule, const Row<A>& row, int64_t b
   } else if (rule.score == Score::kSqrtSoftplus) {
     score_and_rank(row, blocks, [](A z) __attribute__((always_inline)) { return square_root(softplus(z)); });
   } else {
-    const A maximum = row_maximum(row.z, blocks);
-    A* __restrict z = row.z;
-    for (int64_t i = 0; i < blocks * kBlock; ++i) z[i] = exp(z[i] - maximum);
-    const A sum = row_sum(row.z, blocks);
+    const Softmax<A> softmax = exponentiate(row.z, blocks);
+    const A sum = softmax.sum;
     score_and_rank(row, blocks, [sum](A e) __attribute__((always_inline)) { return e / sum; });
+    return softmax;
   }
+  return {};
 }
 
 template <class A>
@@ -294,6 +309,42 @@ static inline void weigh(const RouteRule& rule, const A* __restrict scores, cons
   for (int64_t k = 0; k < top_k; ++k) weights[k] *= scale;
 }
 
+// Of a sum of scores, which may all have underflowed; NaN stays.
+MOE_INLINE float at_least_tiny(float x) { return x < __FLT_MIN__ ? __FLT_MIN__ : x; }
+MOE_INLINE double at_least_tiny(double x) { return x < __DBL_MIN__ ? __DBL_MIN__ : x; }
+
+MOE_INLINE float natural_log(float x) { return __builtin_logf(x); }
+MOE_INLINE double natural_log(double x) { return __builtin_log(x); }
+
+// Adds a row to p.statistics. Spoils row.z and row.scores.
+template <class A>
+static inline void add_statistics(const RouteParams& p, const Row<A>& row, int64_t blocks, Softmax<A> softmax,
+                                  const int32_t* __restrict ids) {
+  if (p.statistics.expert_counts != nullptr) {
+    for (int64_t k = 0; k < p.top_k; ++k) ++p.statistics.expert_counts[ids[k]];
+  }
+  A* __restrict sums = static_cast<A*>(p.statistics.score_sums);
+  A* z_sum = static_cast<A*>(p.statistics.z_sum);
+  if (sums == nullptr && z_sum == nullptr) return;
+  const bool is_softmax = p.rule.score == Score::kSoftmax;
+  const int64_t count = p.num_experts;
+  A* __restrict scores = row.scores;
+  if (sums != nullptr && !is_softmax) {
+    for (int64_t i = count; i < blocks * kBlock; ++i) scores[i] = 0;
+    const A sum = at_least_tiny(row_sum(scores, blocks));
+    for (int64_t i = 0; i < count; ++i) sums[i] += scores[i] / sum;
+  }
+  if (!is_softmax || p.rule.softmax_after) softmax = exponentiate(row.z, blocks);
+  if (sums != nullptr && is_softmax) {
+    const A* __restrict e = row.z;
+    const A sum = softmax.sum;
+    for (int64_t i = 0; i < count; ++i) sums[i] += e[i] / sum;
+  }
+  if (z_sum == nullptr) return;
+  const A lse = softmax.maximum + natural_log(softmax.sum), square = lse * lse;
+  if (p.rule.nonfinite != NonFinite::kSanitize || square < infinity(A())) *z_sum += square;
+}
+
 template <class T>
 static int64_t forward(const RouteParams& p, int64_t begin, int64_t end) {
   using A = acc_t<T>;
@@ -303,6 +354,8 @@ static int64_t forward(const RouteParams& p, int64_t begin, int64_t end) {
   const Row<A> row(memory, padded);
   for (int64_t i = 0; i < padded; ++i) row.bias[i] = p.bias != nullptr && i < count ? A(p.bias[i]) : A(0);
   const bool group_wise = p.num_groups > 1 && p.topk_groups < p.num_groups;
+  const bool statistics = p.statistics.score_sums != nullptr || p.statistics.expert_counts != nullptr ||
+                          p.statistics.z_sum != nullptr;
 
   int64_t bad_token = -1;
   for (int64_t t = begin; t < end && bad_token < 0; ++t) {
@@ -328,10 +381,11 @@ static int64_t forward(const RouteParams& p, int64_t begin, int64_t end) {
         continue;
       }
     }
-    score_row(p.rule, row, blocks);
+    const Softmax<A> softmax = score_row(p.rule, row, blocks);
     if (group_wise) keep_best_groups(p, row);
     select(row, count, p.top_k, ids);
     weigh(p.rule, row.scores, ids, p.top_k, weights);
+    if (statistics) add_statistics(p, row, blocks, softmax, ids);
   }
   free(memory);
   return bad_token;

@@ -6,6 +6,12 @@
 //   y[t] = sum over k of topk_weights[t,k] * rows   [T,H]
 //
 // With weights_on_input the weight multiplies x instead, and rows are summed as they are.
+//
+// z can be kept as MXFP8 (OCP Microscaling Formats 1.0): each row is G bytes of e4m3 in the columns' own order, then
+// one byte of e8m0 (a power of two, bias 127) for every 32 columns of the activation, those of the gate before those of
+// up: G + parts * ceil(I / 32) bytes, parts being 2 when gated. The scale is 2^(floor(log2(largest)) - 8), so the
+// largest value of its 32 stands between 256 and 512 (saturating at 448); 1 where all are zero. A NaN or infinity in z
+// stays e4m3's NaN.
 #pragma once
 
 #include "moe/activation.h"
@@ -13,6 +19,16 @@
 #include "moe/types.h"
 
 namespace moe {
+
+constexpr int64_t kMxfp8Columns = 32;
+
+// Scales of one part of a row, and bytes of a row, that is kept as MXFP8.
+constexpr int64_t mxfp8_scales(int64_t intermediate_size) {
+  return (intermediate_size + kMxfp8Columns - 1) / kMxfp8Columns;
+}
+constexpr int64_t mxfp8_row_bytes(int64_t intermediate_size, bool gated) {
+  return (gated ? 2 : 1) * (intermediate_size + mxfp8_scales(intermediate_size));
+}
 
 // A bias per expert, through strides in elements; data may be null.
 struct ExpertVector {
@@ -27,7 +43,8 @@ struct FusedExpertsProblem {
   ActivationRule activation;
   bool interleaved;  // gate and up columns alternate; else gate comes first
   bool weights_on_input;
-  const void* x;  // [T,H], unit stride over H
+  bool preact_is_mxfp8;  // what is kept of z; else it has the data's dtype
+  const void* x;         // [T,H], unit stride over H
   int64_t x_stride;
   ExpertMatrix w_gate_up;    // [G,H]
   ExpertMatrix w_down;       // [H,I]
@@ -42,14 +59,14 @@ struct FusedExpertsProblem {
 
 struct FusedExpertsParams {
   FusedExpertsProblem problem;
-  void* preact;  // [R,G] contiguous, or null when it is not kept
+  void* preact;  // [R,G] contiguous (or rows of MXFP8), or null when it is not kept
   void* y;       // [T,H] contiguous
 };
 
 // Null outputs are not computed. Weight gradients have their own strides, with one of n and k contiguous.
 struct FusedExpertsBackwardParams {
   FusedExpertsProblem problem;
-  const void* preact;  // [R,G], or null: computed again
+  const void* preact;  // as forward kept it, or null: computed again
   const void* grad_y;  // [T,H], unit stride over H
   int64_t grad_y_stride;
   void* grad_x;                 // [T,H] contiguous

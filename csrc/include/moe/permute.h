@@ -8,6 +8,12 @@
 
 namespace moe {
 
+// Which slots of an expert come first when it cannot take all of them.
+enum class DropOrder : int32_t {
+  kToken,   // the order of slots: token 0 with all its choices, then token 1, ...
+  kChoice,  // every token's choice 0, then every token's choice 1, ... (GShard, Lepikhin et al. 2020)
+};
+
 struct PermuteParams {
   int64_t num_tokens;
   int64_t top_k;
@@ -16,7 +22,11 @@ struct PermuteParams {
   bool ids_are_int64;
   int32_t* expert_offsets;  // [E+1], exclusive prefix sum
   int32_t* row_to_slot;     // [R]; -1 at and past expert_offsets[E]
-  int32_t* slot_to_row;     // [T,K]; -1 for sentinels
+  int32_t* slot_to_row;     // [T,K]; -1 for sentinels and dropped slots
+  // An expert gets at most this many rows, its first slots in drop_order; the others are dropped, as if their ids were
+  // sentinels. Negative: no limit.
+  int64_t capacity = -1;
+  DropOrder drop_order = DropOrder::kToken;
 };
 
 // rows[r] = x[row_to_slot[r] / top_k] for r < num_valid, zeros after. A byte copy: any dtype.

@@ -23,6 +23,16 @@ struct RouteRule {
   NonFinite nonfinite;
 };
 
+// Sums over the tokens for auxiliary losses; null: not wanted. A token that chose nobody (a row of nothing but -inf,
+// sanitized) adds nothing.
+struct RouteStatistics {
+  void* score_sums;        // [E], float (double for float64 logits): scores that sum to 1 in each row. Softmax over all
+                           // experts, before or after the selection; other scores divided by their sum. Not for kNone
+  int32_t* expert_counts;  // [E]: how often an expert was chosen
+  void* z_sum;             // [1], float (double for float64 logits): the squares of logsumexp(logits). With kSanitize
+                           // a row whose square is not finite adds nothing
+};
+
 struct RouteParams {
   RouteRule rule;
   DType dtype;  // of logits
@@ -38,6 +48,7 @@ struct RouteParams {
   GroupFill group_fill;
   void* topk_weights;  // [T,K] contiguous, float (double for float64 logits)
   int32_t* topk_ids;   // [T,K] contiguous
+  RouteStatistics statistics;
 };
 
 struct RouteBackwardParams {
@@ -48,9 +59,11 @@ struct RouteBackwardParams {
   int64_t top_k;
   const void* logits;
   int64_t logits_stride;
-  const int32_t* topk_ids;   // [T,K] contiguous; ids outside [0,E) get no gradient
-  const void* grad_weights;  // [T,K] contiguous, float (double for float64 logits)
-  void* grad_logits;         // [T,E] contiguous
+  const int32_t* topk_ids;      // [T,K] contiguous; ids outside [0,E) get no gradient, a row of them is one of zeros
+  const void* grad_weights;     // [T,K] contiguous, float (double for float64 logits)
+  const void* grad_score_sums;  // [E] and [1], float (double for float64 logits): gradients of the statistics; null:
+  const void* grad_z_sum;       // none. The forward's sums themselves are not needed
+  void* grad_logits;            // [T,E] contiguous
 };
 
 }  // namespace moe

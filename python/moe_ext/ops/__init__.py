@@ -9,16 +9,18 @@ from .fused_experts import fused_experts
 from .gather_rows import gather_rows
 from .grouped_gemm import grouped_gemm
 from .permute import permute
-from .route import route
-from .types import Permutation, Routing
+from .route import route, route_with_statistics
+from .types import Permutation, Routing, RoutingWithStatistics
 
 __all__ = [
     "Permutation",
     "Routing",
+    "RoutingWithStatistics",
     "combine",
     "fused_experts",
     "gather_rows",
     "grouped_gemm",
     "permute",
     "route",
+    "route_with_statistics",
 ]

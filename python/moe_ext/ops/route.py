@@ -10,7 +10,7 @@ from torch import Tensor
 from . import _checks
 from ._autograd import differentiable, differentiable_once
 from ._library import fake
-from .types import Routing
+from .types import Routing, RoutingWithStatistics
 
 SCORES = ("softmax", "sigmoid", "sqrtsoftplus", "none")
 GROUP_FILLS = ("-inf", "0")
@@ -72,9 +72,78 @@ def route(
     Raises:
         TypeError: an argument of the wrong type or dtype.
         ValueError: a wrong shape, device, range or option; with ``nonfinite="error"``, a non-finite logit (names the
-            first bad row; inside ``torch.compile`` this one is a RuntimeError).
+            first bad row; inside ``torch.compile`` this one is a RuntimeError). On a CUDA device, where finding out
+            would mean waiting for it, it is an assertion on the device, as for PyTorch's own indices.
     """
-    name = "route"
+    args = _checked(
+        "route", router_logits, top_k, score, softmax_after, bias, num_groups, topk_groups, group_top, group_fill,
+        renormalize, eps, scale, nonfinite,
+    )  # fmt: skip
+    return Routing(*_call("route", _route, args))
+
+
+def route_with_statistics(
+    router_logits: Tensor,
+    top_k: int,
+    *,
+    score: str = "softmax",
+    softmax_after: bool = False,
+    bias: Tensor | None = None,
+    num_groups: int = 1,
+    topk_groups: int = 1,
+    group_top: int = 1,
+    group_fill: str = "-inf",
+    renormalize: bool = False,
+    eps: float = 1e-20,
+    scale: float = 1.0,
+    nonfinite: str = "propagate",
+) -> RoutingWithStatistics:
+    """:func:`route`, and in the same pass the sums over the tokens that balance and z losses are made of.
+
+    The losses need no ``[num_tokens, num_experts]`` tensor then: with n tokens, ``num_experts / (top_k n^2) *
+    (expert_counts * score_sums).sum()`` is the loss of the Switch Transformer (arXiv:2101.03961, equation 4) and
+    ``z_sum / n`` the router z-loss of ST-MoE (arXiv:2202.08906, equation 5). Gradients flow from ``topk_weights``,
+    ``score_sums`` and ``z_sum`` to ``router_logits``, which is all that is kept for backward beside ``topk_ids``. The
+    sums are the same from run to run.
+
+    Args:
+        router_logits: as in :func:`route`, and so are the others.
+        top_k: number of experts per token.
+        score: "softmax", "sigmoid" or "sqrtsoftplus"; in ``score_sums`` the latter two are divided by their sum over
+            all experts (DeepSeek-V3, arXiv:2412.19437, equation 18).
+        softmax_after: see :func:`route`; ``score_sums`` has the softmax over all experts.
+        bias: see :func:`route`; not part of any sum.
+        num_groups: see :func:`route`.
+        topk_groups: see :func:`route`.
+        group_top: see :func:`route`.
+        group_fill: see :func:`route`.
+        renormalize: see :func:`route`.
+        eps: see :func:`route`.
+        scale: see :func:`route`; not part of any sum.
+        nonfinite: see :func:`route`.
+
+    Returns:
+        :class:`RoutingWithStatistics`.
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: as :func:`route`, and for ``score="none"``.
+    """
+    args = _checked(
+        "route_with_statistics", router_logits, top_k, score, softmax_after, bias, num_groups, topk_groups, group_top,
+        group_fill, renormalize, eps, scale, nonfinite,
+    )  # fmt: skip
+    if score == "none":
+        raise ValueError('moe_ext.route_with_statistics: score must be one that sums to something, got "none"')
+    weights, ids, score_sums, expert_counts, z_sum = _call("route_with_statistics", _route_with_statistics, args)
+    return RoutingWithStatistics(weights, ids, score_sums, expert_counts, z_sum.squeeze(0))
+
+
+def _checked(
+    name: str, router_logits: Any, top_k: Any, score: Any, softmax_after: Any, bias: Any, num_groups: Any,
+    topk_groups: Any, group_top: Any, group_fill: Any, renormalize: Any, eps: Any, scale: Any, nonfinite: Any,
+) -> tuple[Any, ...]:  # fmt: skip
+    """The arguments of the raw op, or the exception that says what is wrong with them."""
     _checks.is_tensor(name, "router_logits", router_logits, _checks.DATA_DTYPES)
     _checks.has_rank(name, "router_logits", router_logits, "num_tokens, num_experts")
     num_experts = router_logits.shape[1]
@@ -90,31 +159,34 @@ def route(
         _checks.has_shape(name, "bias", bias, "num_experts", (num_experts,))
         _checks.same_device(name, "bias", bias, "router_logits", router_logits)
         bias = bias.detach().to(torch.float32)
-    _check_groups(top_k, num_experts, num_groups, topk_groups, group_top, group_fill)
+    _check_groups(name, top_k, num_experts, num_groups, topk_groups, group_top, group_fill)
     _checks.is_bool(name, "renormalize", renormalize)
     _checks.is_number(name, "eps", eps, low=0.0)
     _checks.is_number(name, "scale", scale)
     _checks.is_choice(name, "nonfinite", nonfinite, NONFINITE)
 
-    args = (
+    return (
         router_logits, top_k, score, softmax_after, bias, num_groups, topk_groups,
         min(group_top, num_experts // num_groups), group_fill, renormalize, float(eps), float(scale), nonfinite,
     )  # fmt: skip
+
+
+def _call(name: str, op: Any, args: tuple[Any, ...]) -> Any:
+    nonfinite = args[-1]
     if nonfinite != "error" or torch.compiler.is_compiling():
-        return Routing(*_route(*args))
+        return op(*args)
     try:
-        return Routing(*_route(*args))
+        return op(*args)
     except RuntimeError as error:
         # Every argument has been checked, so what the kernel still objects to in the logits is their values.
-        if "router_logits" not in str(error):
+        if "router_logits: row" not in str(error):
             raise
         raise ValueError(f"moe_ext.{name}: {error}") from None
 
 
 def _check_groups(
-    top_k: int, num_experts: int, num_groups: int, topk_groups: int, group_top: int, group_fill: str
+    name: str, top_k: int, num_experts: int, num_groups: int, topk_groups: int, group_top: int, group_fill: str
 ) -> None:
-    name = "route"
     _checks.is_int(name, "num_groups", num_groups, low=1, high=num_experts, why=" (num_experts)")
     if num_experts % num_groups != 0:
         raise ValueError(f"moe_ext.{name}: num_groups must divide num_experts = {num_experts}, got {num_groups}")
@@ -132,8 +204,11 @@ def _check_groups(
 @fake("route")
 def _route_fake(router_logits: Tensor, top_k: int, *options: Any) -> tuple[Tensor, Tensor]:
     shape = (router_logits.shape[0], top_k)
-    weights_dtype = torch.float64 if router_logits.dtype == torch.float64 else torch.float32
-    return router_logits.new_empty(shape, dtype=weights_dtype), router_logits.new_empty(shape, dtype=torch.int32)
+    return router_logits.new_empty(shape, dtype=_wide(router_logits)), router_logits.new_empty(shape, dtype=torch.int32)
+
+
+def _wide(router_logits: Tensor) -> torch.dtype:
+    return torch.float64 if router_logits.dtype == torch.float64 else torch.float32
 
 
 @fake("route_backward")
@@ -157,5 +232,53 @@ def _backward(ctx: Any, grad_weights: Tensor | None, grad_ids: None) -> tuple[Te
     return (grad_logits, *(None,) * 12)
 
 
+# The same with statistics -----------------------------------------------------------------------------------------
+
+
+@fake("route_with_statistics")
+def _route_with_statistics_fake(router_logits: Tensor, top_k: int, *options: Any) -> tuple[Tensor, ...]:
+    num_experts = router_logits.shape[1]
+    return (
+        *_route_fake(router_logits, top_k),
+        router_logits.new_empty((num_experts,), dtype=_wide(router_logits)),
+        router_logits.new_empty((num_experts,), dtype=torch.int32),
+        router_logits.new_empty((1,), dtype=_wide(router_logits)),
+    )
+
+
+@fake("route_with_statistics_backward")
+def _route_with_statistics_backward_fake(
+    grad_weights: Tensor | None,
+    grad_score_sums: Tensor | None,
+    grad_z_sum: Tensor | None,
+    router_logits: Tensor,
+    topk_ids: Tensor,
+    *options: Any,
+) -> Tensor:
+    return router_logits.new_empty(router_logits.shape)
+
+
+def _statistics_setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    _setup_context(ctx, inputs, (output[0], output[1]))
+    ctx.mark_non_differentiable(output[1], output[3])
+
+
+def _statistics_backward(
+    ctx: Any, grad_weights: Tensor | None, grad_ids: None, grad_sums: Tensor | None, grad_counts: None,
+    grad_z: Tensor | None,
+) -> tuple[Tensor | None, ...]:  # fmt: skip
+    grad_logits = None
+    if ctx.needs_input_grad[0] and not (grad_weights is None and grad_sums is None and grad_z is None):
+        router_logits, topk_ids = ctx.saved_tensors
+        grad_logits = _route_with_statistics_backward(
+            grad_weights, grad_sums, grad_z, router_logits, topk_ids, *ctx.options
+        )
+    return (grad_logits, *(None,) * 12)
+
+
 _route_backward = differentiable_once("route_backward")
 _route = differentiable("route", setup_context=_setup_context, backward=_backward)
+_route_with_statistics_backward = differentiable_once("route_with_statistics_backward")
+_route_with_statistics = differentiable(
+    "route_with_statistics", setup_context=_statistics_setup_context, backward=_statistics_backward
+)

@@ -19,6 +19,27 @@ class Routing(NamedTuple):
     topk_ids: Tensor
 
 
+class RoutingWithStatistics(NamedTuple):
+    """A :class:`Routing`, and sums over its tokens that auxiliary losses are made of.
+
+    A token that chose nobody adds nothing to any of them.
+
+    Attributes:
+        topk_weights: ``[num_tokens, top_k]``, as in :class:`Routing`.
+        topk_ids: ``[num_tokens, top_k]`` int32, as in :class:`Routing`.
+        score_sums: ``[num_experts]`` in the dtype of the weights: the scores of all tokens, each token's normalised to
+            a sum of one.
+        expert_counts: ``[num_experts]`` int32: how often each expert was chosen.
+        z_sum: scalar in the dtype of the weights: the sum of ``logsumexp(router_logits)**2``.
+    """
+
+    topk_weights: Tensor
+    topk_ids: Tensor
+    score_sums: Tensor
+    expert_counts: Tensor
+    z_sum: Tensor
+
+
 class Permutation(NamedTuple):
     """The order of the rows when they are sorted by (expert, token, k), and the way there and back.
 
@@ -30,7 +51,8 @@ class Permutation(NamedTuple):
             ``expert_offsets[e]:expert_offsets[e + 1]``. ``expert_offsets[1:]`` is what
             ``torch.nn.functional.grouped_mm`` calls ``offs``.
         row_to_slot: ``[R]`` int32: sorted row to slot, -1 for rows of no expert.
-        slot_to_row: ``[num_tokens, top_k]`` int32: the inverse, -1 for slots whose id is a sentinel.
+        slot_to_row: ``[num_tokens, top_k]`` int32: the inverse, -1 for slots whose id is a sentinel or
+            that were dropped.
     """
 
     expert_offsets: Tensor

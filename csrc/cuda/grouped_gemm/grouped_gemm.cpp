@@ -1,0 +1,62 @@
+#include "cuda/grouped_gemm/grouped_gemm.h"
+
+#include <initializer_list>
+
+namespace moe::cuda {
+namespace {
+
+// engine::function(arguments...) of the plan's family.
+#define MOE_BY_FAMILY(function, ...)       \
+  switch (plan.family) {                   \
+    case Family::kMma:                     \
+      return mma::function(__VA_ARGS__);   \
+    case Family::kWgmma:                   \
+      return wgmma::function(__VA_ARGS__); \
+    case Family::kSimt:                    \
+      break;                               \
+  }                                        \
+  return simt::function(__VA_ARGS__)
+
+constexpr int64_t kVectorBytes = 16;
+
+// Of two strides one is 1; everything else is made of whole vectors.
+bool vectors(DType dtype, const void* data, int64_t stride, int64_t other_stride,
+             std::initializer_list<int64_t> outer_strides) {
+  const auto whole = [&](int64_t elements) { return elements * size_of(dtype) % kVectorBytes == 0; };
+  if (reinterpret_cast<uintptr_t>(data) % kVectorBytes != 0) return false;
+  for (const int64_t outer : outer_strides) {
+    if (!whole(outer)) return false;
+  }
+  return (stride == 1 && whole(other_stride)) || (other_stride == 1 && whole(stride));
+}
+
+}  // namespace
+
+bool is_aligned(DType dtype, const RowOperand& operand) {
+  return vectors(dtype, operand.data, operand.stride, operand.k_stride, {});
+}
+
+bool is_aligned(DType dtype, const WeightOperand& operand) {
+  return vectors(dtype, operand.data, operand.n_stride, operand.k_stride, {operand.expert_stride});
+}
+
+Outcome store(const RowsProduct& product, const StoreEpilogue& epilogue, const GemmPlan& plan, Stream stream) {
+  MOE_BY_FAMILY(store, product, epilogue, plan, stream);
+}
+
+Outcome activate(const RowsProduct& product, const ActivateEpilogue& epilogue, const GemmPlan& plan, Stream stream) {
+  MOE_BY_FAMILY(activate, product, epilogue, plan, stream);
+}
+
+Outcome activate_backward(const RowsProduct& product, const ActivateBackwardEpilogue& epilogue, const GemmPlan& plan,
+                          Stream stream) {
+  MOE_BY_FAMILY(activate_backward, product, epilogue, plan, stream);
+}
+
+Outcome wgrad(const WgradProduct& product, const GemmPlan& plan, Stream stream) {
+  MOE_BY_FAMILY(wgrad, product, plan, stream);
+}
+
+#undef MOE_BY_FAMILY
+
+}  // namespace moe::cuda

@@ -1,0 +1,12 @@
+// Weight gradients of float16 data.
+#include "cuda/grouped_gemm/mma/wgrad_kernel.cuh"
+
+namespace moe::cuda::mma {
+
+Outcome wgrad_float16(const WgradArguments& arguments, int64_t num_experts, const GemmPlan& plan, Stream stream) {
+  using T = __half;
+  return launch_planned<WgradTile<T, 128, 256, 64, 64, 4, 1>, WgradTile<T, 128, 128, 64, 64, 3, 2>,
+                        WgradTile<T, 64, 128, 32, 64, 4, 3>>(arguments, num_experts, plan, stream);
+}
+
+}  // namespace moe::cuda::mma

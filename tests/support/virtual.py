@@ -1,0 +1,102 @@
+"""The ops of moe_ext on a virtual GPU: their CUDA launchers, run by ``emulator``, on plain CPU tensors.
+
+    with virtual.ops_on("sm_80", seed=1) as gpu:
+        y = moe_ext.fused_experts(x, w_gate_up, w_down, topk_weights, topk_ids)
+
+Inside, the CPU kernels of ``torch.ops.moe_ext`` are replaced by those that ``make virtual`` builds, and CPU tensors are
+made in the memory of the virtual GPU. What stands above the kernels (autograd, autocast, torch.compile, torch.func)
+notices nothing. Tensors made before must be copied: the GPU does not know their memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    import emulator
+
+ROOT = Path(__file__).resolve().parents[2]
+LIBRARY = Path(os.environ.get("MOE_EXT_VIRTUAL_LIBRARY") or ROOT / "build" / "virtual" / "libmoe_ext_virtual.so")
+
+
+@functools.cache
+def why_not() -> str | None:
+    """What keeps the ops from running on a virtual GPU here; None if they can."""
+    try:
+        import emulator  # noqa: F401
+    except ImportError as error:
+        return f"the virtual GPU is not built: run `make virtual` ({error})"
+    if not LIBRARY.exists():
+        return f"the kernels for the virtual GPU are not built: run `make virtual` ({LIBRARY} is missing)"
+    return None
+
+
+@functools.cache
+def _overloads() -> dict[str, torch._ops.OpOverload]:
+    """Every op that runs on a virtual GPU, by its name in ``torch.ops.moe_ext``."""
+    import moe_ext  # noqa: F401 - registers the ops that are replaced
+
+    torch.ops.load_library(str(LIBRARY))
+    names = [name.partition("::")[2] for name in ops_of("moe_ext_virtual")]
+    return {name: getattr(torch.ops.moe_ext_virtual, name).default for name in names}
+
+
+def ops_of(namespace: str) -> list[str]:
+    """The qualified names of all registered ops of a namespace."""
+    return sorted(name for name in torch._C._dispatch_get_all_op_names() if name.startswith(f"{namespace}::"))
+
+
+@contextlib.contextmanager
+def ops_on(
+    chip: str, *, seed: int = 0, completion: str = "random", counters: bool = False
+) -> Iterator[emulator.Gpu]:
+    """Runs the ops on a virtual GPU for the length of the block.
+
+    When it ends, a fault that a kernel ran into is raised with its report, and it is an error if a launcher made the
+    host wait for the GPU.
+
+    Args:
+        chip: a name that ``python -m emulator chips`` lists, or an architecture.
+        seed: of the order of warps and blocks.
+        completion: when asynchronous copies arrive: "random", "latest", ...
+        counters: count per source line; the totals of a launch are always there.
+    """
+    import emulator
+
+    gpu = emulator.Gpu(chip, seed=seed, completion=completion, counters=counters, host_threads=1)
+    with gpu, gpu.torch_memory(), _redirected():
+        yield gpu
+    waited = gpu.host_calls().synchronising
+    assert not waited, f"the host waited for the GPU: {waited}"
+
+
+@contextlib.contextmanager
+def _redirected() -> Iterator[None]:
+    """Exchanges the CPU kernels. The dispatcher keeps those it had, and takes them up again when the library goes."""
+    library = torch.library.Library("moe_ext", "IMPL")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="(?s).*Overriding a previously registered kernel")
+        for name, overload in _overloads().items():
+            library.impl(name, _kernel(overload), "CPU")
+    try:
+        yield
+    finally:
+        library._destroy()
+
+
+def _kernel(overload: torch._ops.OpOverload) -> Any:
+    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
+
+    def kernel(*args: Any) -> Any:
+        # Straight to the kernel: whatever modes and transforms are on, the op that was called has dealt with them.
+        return overload.redispatch(keys, *args)
+
+    return kernel
