@@ -5,7 +5,7 @@ Environment variables that are honoured:
 ==========================  ==========================================================================
 ``MOE_EXT_CUDA``            ``auto`` (default), ``on`` or ``off``: whether the CUDA kernels are built
 ``TORCH_CUDA_ARCH_LIST``    architectures in PyTorch's notation, for example ``8.0;9.0a;12.0+PTX``
-``CUDA_HOME``               the CUDA toolkit; otherwise ``nvcc`` on PATH
+``CUDA_HOME``               the CUDA toolkit; otherwise the wheels of ``nvidia-cuda-nvcc``, ``nvcc`` on PATH
 ``MAX_JOBS``                parallel compiler processes (default: the CPUs this process may use)
 ``NVCC_THREADS``            threads inside one nvcc process; ``MAX_JOBS`` is divided by it
 ``CMAKE_BUILD_TYPE``        default ``Release``
@@ -105,9 +105,6 @@ def configure_arguments(library_dir: Path) -> list[str]:
     if cuda != "off":
         archs = os.environ.get("TORCH_CUDA_ARCH_LIST", DEFAULT_CUDA_ARCHS)
         definitions["CMAKE_CUDA_ARCHITECTURES"] = cmake_cuda_architectures(archs)
-        if cuda_home := os.environ.get("CUDA_HOME"):
-            definitions["CUDAToolkit_ROOT"] = cuda_home
-            definitions["CMAKE_CUDA_COMPILER"] = f"{cuda_home}/bin/nvcc"
     if ccache := shutil.which("ccache"):
         for language in ("C", "CXX", "CUDA"):
             if f"CMAKE_{language}_COMPILER_LAUNCHER" not in os.environ:
@@ -139,7 +136,7 @@ class CMakeBuild(build_ext):
 
         # A build tree remembers the compiler, Python and torch it was configured for, so when one of them
         # changes it is configured anew.
-        compiler_variables = ("CC", "CXX", "CFLAGS", "CXXFLAGS", "LDFLAGS", "CUDACXX", "CUDAHOSTCXX", "CUDAFLAGS")
+        compiler_variables = ("CC", "CXX", "CFLAGS", "CXXFLAGS", "LDFLAGS", "CUDA_HOME", "CUDAFLAGS")
         arguments = configure_arguments(library_dir)
         inputs = [cmake, torch_version, *arguments, *(environment.get(name, "") for name in compiler_variables)]
         fingerprint = hashlib.sha256("\0".join(inputs).encode()).hexdigest()

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "cpu/isa.h"
+#include "cuda/policy/gemm_plan.h"
 
 #ifndef MOE_EXT_TORCH_VERSION
 #define MOE_EXT_TORCH_VERSION "unknown"
@@ -64,6 +65,42 @@ void set_cpu_isa(const std::string& name) {
                               ", available: " + joined(isas_where(moe::cpu::isa_available)));
 }
 
+moe::DType dtype_named(const std::string& name) {
+  for (const auto& [known, dtype] : {std::pair{"float32", moe::DType::kFloat32},
+                                     {"bfloat16", moe::DType::kBFloat16},
+                                     {"float16", moe::DType::kFloat16},
+                                     {"float64", moe::DType::kFloat64}}) {
+    if (name == known) return dtype;
+  }
+  throw pybind11::value_error("gemm_plan: dtype must be float32, bfloat16, float16 or float64, got '" + name + "'");
+}
+
+// The choice of kernel and tile, for tests and for people who wonder. Needs no CUDA.
+pybind11::dict gemm_plan(bool wgrad, int capability, int multiprocessors, int64_t shared_memory_per_block,
+                         const std::string& dtype, bool allow_tf32, bool aligned, int64_t num_rows, int64_t num_experts,
+                         int64_t n, int64_t k, bool deterministic) {
+  const moe::cuda::GemmProblem problem = {.capability = capability,
+                                          .multiprocessors = multiprocessors,
+                                          .shared_memory_per_block = shared_memory_per_block,
+                                          .dtype = dtype_named(dtype),
+                                          .allow_tf32 = allow_tf32,
+                                          .aligned = aligned,
+                                          .num_rows = num_rows,
+                                          .num_experts = num_experts,
+                                          .n = n,
+                                          .k = k,
+                                          .deterministic = deterministic};
+  const moe::cuda::GemmPlan plan = wgrad ? moe::cuda::wgrad_plan(problem) : moe::cuda::rows_plan(problem);
+  pybind11::dict result;
+  result["plan"] = moe::cuda::to_string(plan);
+  result["block_m"] = plan.block_m;
+  result["block_n"] = plan.block_n;
+  result["block_k"] = plan.block_k;
+  result["stages"] = plan.stages;
+  result["shared_bytes"] = moe::cuda::shared_bytes(plan, wgrad);
+  return result;
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -81,4 +118,9 @@ PYBIND11_MODULE(_C, m) {
       "Name of the instruction set in use.");
   m.def("set_cpu_isa", &set_cpu_isa, pybind11::arg("name"),
         "Uses another instruction set from now on, in all threads. Raises ValueError if it is not available.");
+  using pybind11::arg;
+  m.def("gemm_plan", &gemm_plan, pybind11::kw_only(), arg("wgrad"), arg("capability"), arg("multiprocessors"),
+        arg("shared_memory_per_block"), arg("dtype"), arg("allow_tf32"), arg("aligned"), arg("num_rows"),
+        arg("num_experts"), arg("n"), arg("k"), arg("deterministic"),
+        "Which CUDA kernel and tile serve a product: {plan, block_m, block_n, block_k, stages, shared_bytes}.");
 }

@@ -76,6 +76,7 @@ def _run(arguments: argparse.Namespace, argv: Sequence[str], console: Console) -
             for table in tables(launches, arguments.lines):
                 console.print(table)
 
+    console.width = max(console.width, TABLE_WIDTH)
     report = Runner(settings, argv, console, print_lines if arguments.lines else None).run()
     show(report, console)
     console.print(f"written to {settings.output}", soft_wrap=True)

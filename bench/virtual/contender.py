@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 @dataclass
 class Phase:
-    """Of one phase: launches by job, and y or the gradients of `Problem.leaves`."""
+    """Of one phase: launches by job, and results by name: y, topk_weights and topk_ids (of `router_logits`), or the
+    gradients of `Problem.leaves`."""
 
     jobs: dict[str, JobCounts] = field(default_factory=dict)
     results: dict[str, Tensor] = field(default_factory=dict)
@@ -43,12 +44,17 @@ class Recorder:
 
 
 class Contender(Protocol):
-    """Runs phases of the layer on the recorder's GPU, whose memory the problem's tensors are in."""
+    """Runs phases of the layer on the recorder's GPU, whose memory the tensors are in.
+
+    The job `route` is counted on router_logits [T, any], float32, whatever the problem's own router does.
+    """
 
     name: str
     ours: bool
 
-    def run(self, recorder: Recorder, problem: Problem, phases: Collection[str]) -> dict[str, Phase]:
+    def run(
+        self, recorder: Recorder, problem: Problem, router_logits: Tensor, phases: Collection[str]
+    ) -> dict[str, Phase]:
         """Of the phases asked for, jobs and results."""
         ...
 

@@ -14,11 +14,14 @@ SECTOR_BYTES: Final = 32
 
 @dataclass(frozen=True)
 class Counts:
-    """Sums over launches. `sectors`: 32-byte pieces that the instructions asked global memory for; `sectors_ideal`: the
-    bytes they asked for, over 32; `distinct`: different sectors that a launch read, and those it wrote."""
+    """Sums over launches. `moves` and `polls` are among `warp_instructions`. `sectors`: 32-byte pieces that the
+    instructions asked global memory for; `sectors_ideal`: the bytes they asked for, over 32; `distinct`: different
+    sectors that a launch read, and those it wrote."""
 
     launches: int = 0
     warp_instructions: int = 0
+    moves: int = 0
+    polls: int = 0
     matrix_macs: int = 0
     sectors: int = 0
     sectors_ideal: int = 0
@@ -30,6 +33,12 @@ class Counts:
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+    @property
+    def instructions(self) -> int:
+        """Warp instructions without moves between registers, most of which ptxas removes, and without the loops that
+        ask a barrier again and again: how often they ask is chance on the virtual GPU, where nothing takes time."""
+        return self.warp_instructions - self.moves - self.polls
 
     @property
     def distinct_bytes(self) -> int:
@@ -63,6 +72,16 @@ class ChipRates:
         return cls(chip.name, chip.dram_bytes_per_second, chip.bf16_flops)
 
 
+def _polls(launch: emulator.Launch) -> int:
+    """Instructions in the loops around `mbarrier.try_wait` and `test_wait`: from there to the branch back."""
+    polls, in_loop = 0, False
+    for instruction in launch.instructions():
+        in_loop = in_loop or instruction.opcode.startswith(("mbarrier.try_wait", "mbarrier.test_wait"))
+        polls += instruction.counters.warp_instructions if in_loop else 0
+        in_loop = in_loop and not instruction.opcode.startswith("bra")
+    return polls
+
+
 @dataclass(frozen=True)
 class LaunchCounts:
     """One launch."""
@@ -85,6 +104,8 @@ class LaunchCounts:
             counts=Counts(
                 launches=1,
                 warp_instructions=c.warp_instructions,
+                moves=c.instructions_by_class.get("move", 0),
+                polls=_polls(launch),
                 matrix_macs=c.matrix_macs,
                 sectors=c.global_sectors,
                 sectors_ideal=c.global_sectors_ideal,

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
+from torch import Tensor
 
 from bench.machine import REPOSITORY
 from bench.problem import Problem
@@ -37,14 +38,14 @@ _FORWARD_KERNELS: Final = (
     (work.GATE_UP, r"Activate(?!Backward)"),
     (work.DOWN, r"Store"),
     (work.COMBINE, r"combine"),
-    (work.PERMUTE, r""),
+    (work.PERMUTE, r"permute|chunks"),
 )
 _BACKWARD_KERNELS: Final = (
     (work.ACT_BACKWARD, r"ActivateBackward"),
     (work.ROWS_OF_X, r"Store"),
     (work.SUM_OF_X, r"combine"),
     (work.WGRAD_DOWN, r"wgrad"),
-    (work.RESTORE, r""),
+    (work.RESTORE, r"restore"),
 )
 _ACTIVATION: Final = {"activation": "swiglu", "alpha": 1.0, "limit": 7.0}
 _LAYOUT: Final = {"interleaved": False, "transposed": False, "apply_weights": "output"}
@@ -55,7 +56,9 @@ def _by_job(recorder: Recorder, patterns: tuple[tuple[str, str], ...]) -> dict[s
     """The new launches by job. Of the weight gradients the second is that of w_gate_up."""
     jobs: dict[str, JobCounts] = {}
     for launch in recorder.new_launches():
-        job = next(name for name, pattern in patterns if re.search(pattern, launch.kernel))
+        job = next((name for name, pattern in patterns if re.search(pattern, launch.kernel)), None)
+        if job is None:
+            raise LookupError(f"which job does {launch.kernel} do?")
         if job == work.WGRAD_DOWN and job in jobs:
             job = work.WGRAD_GATE_UP
         jobs.setdefault(job, JobCounts()).launches.append(LaunchCounts.of(launch))
@@ -71,19 +74,37 @@ class MoeExt:
     def __init__(self) -> None:
         self._ops = load_ops()
 
-    def run(self, recorder: Recorder, problem: Problem, phases: Collection[str]) -> dict[str, Phase]:
+    def _route(self, logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+        """Softmax over the chosen logits."""
+        weights, ids = self._ops.route(
+            router_logits=logits,
+            top_k=top_k,
+            score="softmax",
+            softmax_after=True,
+            bias=None,
+            num_groups=1,
+            topk_groups=1,
+            group_top=1,
+            group_fill="-inf",
+            renormalize=False,
+            eps=1e-20,
+            scale=1.0,
+            nonfinite="propagate",
+        )
+        return weights, ids
+
+    def run(
+        self, recorder: Recorder, problem: Problem, router_logits: Tensor, phases: Collection[str]
+    ) -> dict[str, Phase]:
         """Each phase's jobs and results."""
         ops, shape = self._ops, problem.shape
         x, w_gate_up, w_down = (t.detach() for t in (problem.x, problem.w_gate_up, problem.w_down))
         found: dict[str, Phase] = {}
 
-        def forward(phase: Phase, save: str) -> tuple[torch.Tensor, ...]:
-            logits = problem.logits().float()
+        def forward(phase: Phase, save: str) -> tuple[Tensor, ...]:
+            weights, ids = self._route(problem.logits().float(), shape.top_k)
             recorder.take()
-            # Softmax over the chosen logits.
-            weights, ids = ops.route(
-                logits, shape.top_k, "softmax", True, None, 1, 1, 1, "-inf", False, 1e-20, 1.0, "propagate"
-            )
+            phase.results["topk_weights"], phase.results["topk_ids"] = self._route(router_logits, shape.top_k)
             phase.jobs[work.ROUTE] = recorder.take()
             y, preact, offsets, slot_to_row = ops.fused_experts(
                 x=x,

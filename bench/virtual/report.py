@@ -49,7 +49,7 @@ class Row:
 # What is compared, the most telling first.
 MEASURES: Final[dict[str, Callable[[Row], float | None]]] = {
     "floor": lambda row: row.ratio(lambda job: job.floor_seconds(row.chip)),
-    "instr.": lambda row: row.ratio(lambda job: job.total.warp_instructions),
+    "instr.": lambda row: row.ratio(lambda job: job.total.instructions),
     "sectors": lambda row: row.ratio(lambda job: job.total.sectors),
     "bytes": lambda row: row.ratio(lambda job: job.total.distinct_bytes),
 }
@@ -93,8 +93,8 @@ def _cells(row: Row) -> Iterator[str]:
         ratio = measure(row)
         yield _MISSING if ratio is None else f"{ratio:.2f}"
     useful = row.work.flops
-    yield row.pair(lambda job: f"{1e6 * job.floor_seconds(row.chip):.1f}")
-    yield row.pair(lambda job: _share(2000 * job.total.warp_instructions, useful)) if useful else _MISSING
+    yield row.pair(lambda job: f"{1e6 * job.floor_seconds(row.chip):.3g}")
+    yield row.pair(lambda job: _share(2000 * job.total.instructions, useful)) if useful else _MISSING
     yield row.pair(lambda job: _share(job.total.flops, useful)) if useful else _MISSING
     yield row.pair(lambda job: _share(job.total.distinct_bytes, row.work.num_bytes))
     yield row.pair(lambda job: _share(job.total.sectors, job.total.sectors_ideal))
@@ -120,10 +120,10 @@ def notes(report: Report) -> Iterator[str]:
         f"added up ({chips}). A bound from below on data-sheet rates, not a time."
     )
     yield (
-        "Instr.: warp instructions of PTX; per kMAC: for 1000 useful multiply-adds. MMA issued: FLOPs given to the "
-        "matrix units over useful ones. Sectors: 32-byte pieces asked of global memory; of ideal: over the bytes asked "
-        "for. Bytes: distinct sectors that each launch touched; of formula: over the least that jobs cut this way must "
-        "move. Waves: shared-memory wavefronts, over those without bank conflicts."
+        "Instr.: warp instructions of PTX without moves and polling; per kMAC: for 1000 useful multiply-adds. MMA "
+        "issued: FLOPs given to the matrix units over useful ones. Sectors: 32-byte pieces asked of global memory; of "
+        "ideal: over the bytes asked for. Bytes: distinct sectors that each launch touched; of formula: over the least "
+        "that jobs cut this way must move. Waves: shared-memory wavefronts, over those without bank conflicts."
     )
     yield "A layer's row adds up the jobs that both have: the yardstick sorts on the host."
     shapes = {cell.shape["name"]: cell for cell in report.cells}.values()

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Final
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from torch import Tensor
 
 from bench.check import BOUNDS, TensorError, compare, faults
 from bench.machine import describe_commit, describe_machine, describe_versions, without_folders
-from bench.problem import Problem, Truth, make_problem, solve
+from bench.problem import Problem, make_problem, solve
 from bench.virtual.contender import Contender, Phase, Recorder
 from bench.virtual.counts import ChipRates
 from bench.virtual.results import Cell, Outcome, Report
@@ -61,15 +62,28 @@ class Settings:
     output: Path
 
 
-def _errors(phase: Phase, truth: Truth) -> dict[str, TensorError]:
-    """By tensor, named as `bench.check.faults` wants them."""
-    errors = {}
-    for name, got in phase.results.items():
-        if name == "y":
-            errors["y"] = compare(got, truth.y)
-        elif truth.grads is not None:
-            errors[f"grad {name}"] = compare(got, truth.grads[name])
-    return errors
+@dataclass(frozen=True)
+class _Case:
+    """A problem, logits for the job `route`, and the truth of every result by name."""
+
+    problem: Problem
+    router_logits: Tensor
+    truths: dict[str, Tensor]
+
+    @classmethod
+    def of(cls, shape: VirtualShape, with_grads: bool, seed: int) -> _Case:
+        problem = make_problem(shape.shape, _DTYPE, seed)
+        logits = torch.randn(
+            shape.shape.num_tokens, shape.router_experts, generator=torch.Generator().manual_seed(seed)
+        )
+        chosen = logits.double().topk(shape.shape.top_k)
+        truth = solve(problem, with_grads)
+        routing = {"topk_weights": chosen.values.softmax(-1).float(), "topk_ids": chosen.indices.float()}
+        return cls(problem, logits, {"y": truth.y, **(truth.grads or {}), **routing})
+
+    def errors(self, phase: Phase) -> dict[str, TensorError]:
+        """By tensor."""
+        return {name: compare(got.float(), self.truths[name]) for name, got in phase.results.items()}
 
 
 class Runner:
@@ -110,24 +124,22 @@ class Runner:
             task = progress.add_task("", total=total)
             for shape in settings.shapes:
                 progress.update(task, description=f"{shape.name}: tensors and truth")
-                problem = make_problem(shape.shape, _DTYPE, settings.seed)
                 phases = [phase for phase in settings.phases if phase in shape.phases]
-                truth = solve(problem, with_grads="backward" in phases)
+                case = _Case.of(shape, "backward" in phases, settings.seed)
                 for chip in settings.chips:
-                    cells = [self._cell(shape, chip, phase, problem) for phase in phases]
+                    cells = [self._cell(shape, chip, phase, case.problem.expert_load()) for phase in phases]
                     for name in settings.contenders:
                         progress.update(task, description=f"{chip} {shape.name}: {name}")
-                        for cell, outcome in zip(cells, self._outcomes(name, cells, problem, truth), strict=True):
+                        for cell, outcome in zip(cells, self._outcomes(name, cells, case), strict=True):
                             cell.outcomes.append(outcome)
                         progress.advance(task)
                     report.cells += cells
                     report.save(settings.output)
         return report
 
-    def _cell(self, shape: VirtualShape, chip: str, phase: str, problem: Problem) -> Cell:
-        load = problem.expert_load()
-        hit = int((load > 0).sum())
-        missed = jobs_of(shape.shape, phase, hit, gathers_missed=True)
+    def _cell(self, shape: VirtualShape, chip: str, phase: str, load: Tensor) -> Cell:
+        hit, router_experts = int((load > 0).sum()), shape.router_experts
+        missed = jobs_of(shape.shape, phase, hit, router_experts=router_experts, gathers_missed=True)
         return Cell(
             chip=ChipRates.of(chip),
             shape=asdict(shape.shape),
@@ -135,11 +147,11 @@ class Runner:
             scaled=shape.scaled,
             phase=phase,
             max_expert_load=int(load.max()),
-            work=jobs_of(shape.shape, phase, hit),
+            work=jobs_of(shape.shape, phase, hit, router_experts=router_experts),
             gathers_missed_bytes=sum(work.num_bytes for work in missed.values()),
         )
 
-    def _outcomes(self, name: str, cells: Sequence[Cell], problem: Problem, truth: Truth) -> list[Outcome]:
+    def _outcomes(self, name: str, cells: Sequence[Cell], case: _Case) -> list[Outcome]:
         """One for each cell, which differ in their phase."""
         import emulator
 
@@ -152,8 +164,9 @@ class Runner:
         try:
             with gpu, gpu.torch_memory(), torch.no_grad():
                 recorder = Recorder(gpu)
-                phases = contender.run(recorder, problem.copy(), [cell.phase for cell in cells])
-                errors = {phase: _errors(found, truth) for phase, found in phases.items()}
+                wanted = [cell.phase for cell in cells]
+                phases = contender.run(recorder, case.problem.copy(), case.router_logits.clone(), wanted)
+                errors = {phase: case.errors(found) for phase, found in phases.items()}
         except Exception as error:  # whatever a contender raises is its result
             reason = without_folders(f"{type(error).__name__}: {error}")
             return [Outcome(name, ours, "failed", reason) for _ in cells]

@@ -14,9 +14,11 @@ from bench.shapes import Shape
 
 @dataclass(frozen=True)
 class VirtualShape:
-    """A shape, the layer it stands for, and what was done to that."""
+    """A shape, the layer it stands for, and what was done to that. Routing is cheap, so it is counted among as many
+    experts as the real layer has."""
 
     shape: Shape
+    router_experts: int
     stands_for: str
     scaled: str
     phases: tuple[str, ...] = ("inference", "forward", "backward")
@@ -35,21 +37,25 @@ class VirtualShape:
 _ALL: Final = (
     VirtualShape(
         Shape("qwen3", 512, 1024, 384, 16, 8),
+        128,
         "Qwen3-30B-A3B (H=2048 I=768 E=128 K=8)",
         "E and T an eighth, H and I half; 256 rows an expert, as of 4096 tokens",
     ),
     VirtualShape(
         Shape("mixtral", 1024, 512, 1792, 8, 2),
+        8,
         "Mixtral-8x7B (H=4096 I=14336 E=8 K=2)",
         "H and I an eighth; 256 rows an expert, as of 1024 tokens",
     ),
     VirtualShape(
         Shape("fine", 512, 1536, 256, 16, 8),
+        128,
         "a fine-grained 7B layer (H=1536 I=256 E=128 K=8)",
         "E and T an eighth; 256 rows an expert, as of 4096 tokens",
     ),
     VirtualShape(
         Shape("decode", 16, 1024, 384, 32, 8, training=False),
+        128,
         "Qwen3-30B-A3B, 64 tokens at a time",
         "E and T a quarter, H and I half; 4 rows an expert",
         ("inference",),
@@ -57,7 +63,7 @@ _ALL: Final = (
 )
 SHAPES: Final[dict[str, VirtualShape]] = {shape.name: shape for shape in _ALL}
 # Not in SHAPES: it exists to see the machinery run.
-TINY: Final = VirtualShape(Shape("tiny", 24, 64, 64, 4, 2), "nothing", "made small")
+TINY: Final = VirtualShape(Shape("tiny", 96, 64, 64, 4, 2), 8, "nothing", "made small")
 
 
 def find_shape(name: str) -> VirtualShape:

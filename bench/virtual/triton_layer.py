@@ -22,7 +22,9 @@ class TritonYardstick:
     name = "triton"
     ours = False
 
-    def run(self, recorder: Recorder, problem: Problem, phases: Collection[str]) -> dict[str, Phase]:
+    def run(
+        self, recorder: Recorder, problem: Problem, router_logits: Tensor, phases: Collection[str]
+    ) -> dict[str, Phase]:
         """Each phase's jobs and results."""
         shape = problem.shape
         x, grad_y = problem.x.detach(), problem.grad_y
@@ -35,9 +37,11 @@ class TritonYardstick:
             return result
 
         def forward(phase: Phase, training: bool) -> tuple[Routing, Tensor, Tensor, Tensor, Tensor, Tensor]:
-            logits = problem.logits().float()
+            weights, ids = layer.route(problem.logits().float(), shape.top_k)
             recorder.take()
-            weights, ids = job(phase, work.ROUTE, lambda: layer.route(logits, shape.top_k))
+            phase.results["topk_weights"], phase.results["topk_ids"] = job(
+                phase, work.ROUTE, lambda: layer.route(router_logits, shape.top_k)
+            )
             routing = Routing.of(ids, shape.num_experts, rows_of_a_tile(shape.num_rows / shape.num_experts))
             z, act = job(phase, work.GATE_UP, lambda: layer.gate_up(x, routing, training))
             early, late = (None, weights) if training else (weights, None)

@@ -43,9 +43,16 @@ class Work:
 
 
 def jobs_of(
-    shape: Shape, phase: str, num_hit_experts: int | None = None, *, itemsize: int = 2, gathers_missed: bool = False
+    shape: Shape,
+    phase: str,
+    num_hit_experts: int | None = None,
+    *,
+    router_experts: int | None = None,
+    itemsize: int = 2,
+    gathers_missed: bool = False,
 ) -> dict[str, Work]:
-    """The jobs of a phase in order. Weights of experts without rows are not read; their gradients are written."""
+    """The jobs of a phase in order. Weights of experts without rows are not read; their gradients are written. Of
+    router_experts the router chooses, of as many as the shape has by default."""
     rows, tokens, hidden, inner = shape.num_rows, shape.num_tokens, shape.hidden_size, shape.intermediate_size
     experts = shape.num_experts
     rh, ri, th = (itemsize * n for n in (rows * hidden, rows * inner, tokens * hidden))
@@ -65,7 +72,7 @@ def jobs_of(
         }
     kept = 2 * ri if phase == "forward" else 0
     return {
-        ROUTE: Work(0, 4 * tokens * experts + 8 * rows),
+        ROUTE: Work(0, 4 * tokens * (router_experts or experts) + 8 * rows),
         PERMUTE: Work(0, 12 * rows + 4 * (experts + 1)),
         GATE_UP: Work(2 * product, gather + ri + kept + 2 * hit),
         DOWN: Work(product, ri + rh + hit),

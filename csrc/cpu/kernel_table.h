@@ -10,7 +10,8 @@
 namespace moe::cpu {
 
 struct KernelTable {
-  // Tokens [begin, end), which are added to the statistics. Returns the first bad token with NonFinite::kError, else -1.
+  // Tokens [begin, end), which are added to the statistics. Returns the first bad token with NonFinite::kError, else
+  // -1.
   int64_t (*route_forward)(const RouteParams&, int64_t begin, int64_t end);
   void (*route_backward)(const RouteBackwardParams&, int64_t begin, int64_t end);
   // Tokens [begin, end).

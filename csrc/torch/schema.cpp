@@ -65,7 +65,8 @@ MOE_EXT_LIBRARY(MOE_EXT_OPS, m) {
 
   // The whole way of the data. activation: swiglu|geglu|geglu_tanh|reglu|clamped_swiglu (gated),
   // silu|gelu|gelu_tanh|relu|relu2 (ungated); alpha and limit serve clamped_swiglu; apply_weights: output|input;
-  // save: preact|none. -> y [T,H], preact [R,G] ([0] with save=none), expert_offsets, slot_to_row.
+  // save: preact|fp8|none. -> y [T,H], preact, expert_offsets, slot_to_row. preact is [R,G]; with save=fp8 rows of
+  // uint8 (moe/fused_experts.h); [0] with save=none.
   m.def(
       "fused_experts(Tensor x, Tensor w_gate_up, Tensor w_down, Tensor topk_weights, Tensor topk_ids, "
       "Tensor? b_gate_up, Tensor? b_down, str activation, float alpha, float limit, bool interleaved, "

@@ -9,6 +9,7 @@
 
 #ifdef MOE_EXT_VIRTUAL
 #include "runtime/context.h"
+#include "virtual/capture.h"
 #endif
 
 namespace moe::torch_ops {
@@ -29,8 +30,12 @@ inline Tensor empty_like(const Tensor& like, std::initializer_list<int64_t> size
     Fresh() { vgpu::runtime::enter_fresh_memory(); }
     ~Fresh() { vgpu::runtime::leave_fresh_memory(); }
   } fresh;
-#endif
+  const Tensor result = torch::stable::new_empty(like, sizes, dtype);
+  virtual_gpu::keep(result);
+  return result;
+#else
   return torch::stable::new_empty(like, sizes, dtype);
+#endif
 }
 
 }  // namespace moe::torch_ops

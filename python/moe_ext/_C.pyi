@@ -14,3 +14,20 @@ def cpu_isa() -> str:
 
 def set_cpu_isa(name: str) -> None:
     """Uses another one of :func:`cpu_isas_available` from now on, in all threads."""
+
+def gemm_plan(
+    *,
+    wgrad: bool,
+    capability: int,
+    multiprocessors: int,
+    shared_memory_per_block: int,
+    dtype: str,
+    allow_tf32: bool,
+    aligned: bool,
+    num_rows: int,
+    num_experts: int,
+    n: int,
+    k: int,
+    deterministic: bool,
+) -> dict[str, str | int]:
+    """Which CUDA kernel and tile serve a product: plan, block_m, block_n, block_k, stages, shared_bytes."""

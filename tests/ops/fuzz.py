@@ -1,20 +1,22 @@
-"""Throws malformed calls at the public functions and the raw ops: ``python -m tests.ops.fuzz LOG CALLS SEED``.
+"""Throws malformed calls at the public functions and the raw ops: ``python -m tests.ops.fuzz LOG CALLS SEED [CHIP]``.
 
 Starts from valid calls and spoils a few arguments of each. A call may raise any ordinary exception or return; it must
 not kill the process, corrupt memory, hang, or return something unreadable. The call about to be made always stands in
-LOG, so that whoever started this can tell which one was the last. Prints what came of the calls.
+LOG, so that whoever started this can tell which one was the last. Prints what came of the calls. With CHIP, kernels
+run on that virtual GPU, which notices each access that is not their own.
 """
 
 from __future__ import annotations
 
 import collections
+import contextlib
 import faulthandler
 import random
 import resource
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -22,6 +24,11 @@ from torch import Tensor
 import moe_ext
 from tests.ops.samples import samples
 from tests.ops.test_errors import valid
+from tests.support import virtual
+from tests.support.backends import Backend
+
+if TYPE_CHECKING:
+    import emulator
 
 # Above what the process needs to start. A huge size must end in an exception, not in the memory of the machine.
 MEMORY_LIMIT = 2 << 30
@@ -170,7 +177,13 @@ def backward(value: Any) -> None:
         sum(part.sum() for part in parts).backward()  # type: ignore[union-attr]
 
 
-def main(log: Path, num_calls: int, seed: int) -> None:
+def main(log: Path, num_calls: int, seed: int, chip: str | None) -> None:
+    with virtual.ops_on(chip, seed=seed) if chip is not None else contextlib.nullcontext() as gpu:
+        fuzz(log, num_calls, seed, gpu)
+
+
+def fuzz(log: Path, num_calls: int, seed: int, gpu: emulator.Gpu | None) -> None:
+    backend = Backend("cpu:any" if gpu is None else f"virtual:{gpu.chip.name}", gpu)
     rng = random.Random(seed)
     torch.manual_seed(seed)
     faulthandler.enable()
@@ -185,7 +198,7 @@ def main(log: Path, num_calls: int, seed: int) -> None:
         for number in range(num_calls):
             if rng.random() < 0.4:
                 name = rng.choice(public)
-                arguments = {**valid(name), **options_of(name)}
+                arguments = backend.put({**valid(name), **options_of(name)})
                 call, label = getattr(moe_ext, name), f"moe_ext.{name}"
             else:
                 sample = rng.choice(raw)
@@ -215,8 +228,11 @@ def main(log: Path, num_calls: int, seed: int) -> None:
                 if label.startswith("moe_ext") and not isinstance(error, EXPECTED):
                     raise
                 outcomes[type(error).__name__] += 1
+            # Of all that may go wrong on a GPU only nonfinite="error" is meant to.
+            if gpu is not None and (fault := gpu.clear_fault()) is not None and fault.kind != "trap":
+                raise fault
     print(dict(outcomes.most_common()))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), num_calls=int(sys.argv[2]), seed=int(sys.argv[3]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4] if len(sys.argv) > 4 else None)

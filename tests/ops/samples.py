@@ -13,7 +13,7 @@ NUM_TOKENS, HIDDEN_SIZE, INTERMEDIATE_SIZE, NUM_EXPERTS, TOP_K = 6, 8, 4, 5, 2
 NUM_ROWS = NUM_TOKENS * TOP_K
 
 # Backward ops of which PyTorch can take no further derivative, and the one that writes in place.
-ONCE_DIFFERENTIABLE = ("route_backward", "fused_experts_backward")
+ONCE_DIFFERENTIABLE = ("route_backward", "route_with_statistics_backward", "fused_experts_backward")
 IN_PLACE = ("grouped_gemm_wgrad_",)
 
 
@@ -65,13 +65,22 @@ def samples(dtype: torch.dtype = torch.float32) -> list[Sample]:
     grouped = (logits, TOP_K, "sigmoid", False, bias, 5, 3, 2, "0", True, 1e-20, 2.5, "sanitize")
     after = (logits, TOP_K, "softmax", True, None, 1, 1, 1, "-inf", False, 1e-20, 1.0, "propagate")
     backward = (torch.rand_like(topk_weights), logits, ids.clamp(0, NUM_EXPERTS - 1))
+    score_sums_grad, z_grad = (torch.randn(size, generator=generator).to(weights_dtype) for size in (NUM_EXPERTS, 1))
+    statistics_backward = (
+        backward[0], score_sums_grad, z_grad, *backward[1:], "softmax", False, False, 1e-20, 1.0, "propagate",
+    )  # fmt: skip
     found = [
         Sample("route", "softmax", plain),
         Sample("route", "grouped", grouped),
         Sample("route", "softmax_after", after),
         Sample("route_backward", "softmax", (*backward, "softmax", False, False, 1e-20, 1.0, "propagate")),
         Sample("route_backward", "sigmoid", (*backward, "sigmoid", False, True, 1e-20, 2.5, "sanitize")),
+        Sample("route_with_statistics", "softmax", plain),
+        Sample("route_with_statistics", "grouped", grouped),
+        Sample("route_with_statistics_backward", "softmax", statistics_backward),
+        Sample("route_with_statistics_backward", "only_sums", (None, *statistics_backward[1:])),
         Sample("permute", "int32", (ids, NUM_EXPERTS)),
+        Sample("permute", "capacity", (ids, NUM_EXPERTS, 2, "choice")),
         Sample("permute", "int64", (ids.long(), NUM_EXPERTS)),
         Sample("gather_rows", "plain", (x, row_to_slot, offsets, TOP_K)),
         Sample("gather_rows_backward", "plain", (rows, slot_to_row)),

@@ -9,8 +9,9 @@ from torch import Tensor
 
 import moe_ext
 from tests.ops.samples import HIDDEN_SIZE, MODELS, NUM_EXPERTS, TOP_K, fused_model, model_weights, tokens
+from tests.support.backends import Backend
 
-BACKENDS = ("aot_eager", pytest.param("inductor", marks=pytest.mark.slow))
+COMPILERS = ("aot_eager", pytest.param("inductor", marks=pytest.mark.slow))
 
 
 @pytest.fixture(autouse=True)
@@ -25,13 +26,13 @@ def outputs_and_grads(function: Callable[..., Tensor], inputs: tuple[Tensor, ...
     return [output, *torch.autograd.grad(output.square().sum(), inputs)]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("compiler", COMPILERS)
 @pytest.mark.parametrize("model", MODELS)
-def test_new_routing_does_not_recompile(model: Callable[..., Tensor], backend: str) -> None:
-    compiled = torch.compile(model, fullgraph=True, backend=backend)
+def test_new_routing_does_not_recompile(backend: Backend, model: Callable[..., Tensor], compiler: str) -> None:
+    compiled = torch.compile(model, fullgraph=True, backend=compiler)
     routings = set()
     for seed in range(3):
-        inputs = (tokens(9, seed), *model_weights())
+        inputs = backend.put((tokens(9, seed), *model_weights()))
         with torch._dynamo.config.patch(error_on_recompile=seed > 0):
             got = outputs_and_grads(compiled, inputs)
         torch.testing.assert_close(got, outputs_and_grads(model, inputs))
@@ -39,14 +40,13 @@ def test_new_routing_does_not_recompile(model: Callable[..., Tensor], backend: s
     assert len(routings) == 3
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("compiler", COMPILERS)
 @pytest.mark.parametrize("model", MODELS)
-def test_dynamic_batch_does_not_recompile(model: Callable[..., Tensor], backend: str) -> None:
-    compiled = torch.compile(model, fullgraph=True, backend=backend)
+def test_dynamic_batch_does_not_recompile(backend: Backend, model: Callable[..., Tensor], compiler: str) -> None:
+    compiled = torch.compile(model, fullgraph=True, backend=compiler)
     for position, num_tokens in enumerate((9, 5, 32, 9)):
-        x = tokens(num_tokens, seed=position)
-        torch._dynamo.mark_dynamic(x, 0)
-        inputs = (x, *model_weights())
+        inputs = backend.put((tokens(num_tokens, seed=position), *model_weights()))
+        torch._dynamo.mark_dynamic(inputs[0], 0)
         with torch._dynamo.config.patch(error_on_recompile=position > 0):
             got = outputs_and_grads(compiled, inputs)
         torch.testing.assert_close(got, outputs_and_grads(model, inputs))
@@ -54,13 +54,13 @@ def test_dynamic_batch_does_not_recompile(model: Callable[..., Tensor], backend:
 
 @pytest.mark.parametrize("num_tokens", [0, 1])
 @pytest.mark.parametrize("model", MODELS)
-def test_hardly_any_tokens(model: Callable[..., Tensor], num_tokens: int) -> None:
-    inputs = (tokens(num_tokens), *model_weights())
+def test_hardly_any_tokens(backend: Backend, model: Callable[..., Tensor], num_tokens: int) -> None:
+    inputs = backend.put((tokens(num_tokens), *model_weights()))
     compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(outputs_and_grads(compiled, inputs), outputs_and_grads(model, inputs))
 
 
-def test_all_options_trace() -> None:
+def test_all_options_trace(backend: Backend) -> None:
     """Every branch of the argument checks runs under the compiler at least once."""
     generator = torch.Generator().manual_seed(3)
     weights = {
@@ -69,7 +69,7 @@ def test_all_options_trace() -> None:
         "b_gate_up": torch.randn(NUM_EXPERTS, 8, generator=generator),
         "b_down": torch.randn(NUM_EXPERTS, HIDDEN_SIZE, generator=generator),
     }
-    bias = torch.randn(NUM_EXPERTS, generator=generator)
+    weights, bias = backend.put((weights, torch.randn(NUM_EXPERTS, generator=generator)))
 
     def function(x: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
         routing = moe_ext.route(
@@ -88,7 +88,7 @@ def test_all_options_trace() -> None:
         )
         return y, moe_ext.combine(rows, routing.topk_weights, perm)
 
-    inputs = (tokens(7), torch.randn(7, NUM_EXPERTS, generator=generator))
+    inputs = backend.put((tokens(7), torch.randn(7, NUM_EXPERTS, generator=generator)))
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager", dynamic=True)
     torch.testing.assert_close(compiled(*inputs), function(*inputs))
 
@@ -100,20 +100,20 @@ def test_wrong_arguments_are_named_under_compile() -> None:
         compiled(tokens(4), w_router, w_gate_up, w_down[:, 1:])
 
 
-def test_compiled_autocast() -> None:
+def test_compiled_autocast(backend: Backend) -> None:
     def function(*inputs: Tensor) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast(backend.device, torch.bfloat16):
             return fused_model(*inputs)
 
-    inputs = (tokens(9), *model_weights())
+    inputs = backend.put((tokens(9), *model_weights()))
     got = outputs_and_grads(torch.compile(function, fullgraph=True, backend="aot_eager"), inputs)
     assert got[0].dtype == torch.bfloat16
     assert all(grad.dtype == torch.float32 for grad in got[1:])
     torch.testing.assert_close(got, outputs_and_grads(function, inputs))
 
 
-def test_compiled_func_grad() -> None:
-    x, *weights = (tokens(9, requires_grad=False), *model_weights(requires_grad=False))
+def test_compiled_func_grad(backend: Backend) -> None:
+    x, *weights = backend.put((tokens(9, requires_grad=False), *model_weights(requires_grad=False)))
 
     def gradient(x: Tensor) -> Tensor:
         return torch.func.grad(lambda x: fused_model(x, *weights).square().sum())(x)
@@ -123,19 +123,21 @@ def test_compiled_func_grad() -> None:
 
 
 @pytest.mark.parametrize("strict", [False, True])
-def test_export_with_a_dynamic_batch(strict: bool) -> None:
+def test_export_with_a_dynamic_batch(backend: Backend, strict: bool) -> None:
+    weights = backend.put(model_weights())
+
     class Model(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.weights = torch.nn.ParameterList(model_weights())
+            self.weights = torch.nn.ParameterList(weights)
 
         def forward(self, x: Tensor) -> Tensor:
             return fused_model(x, *self.weights)
 
     shapes: Any = {"x": {0: torch.export.Dim("num_tokens")}}
-    program = torch.export.export(Model(), (tokens(9),), dynamic_shapes=shapes, strict=strict)
+    program = torch.export.export(Model(), backend.put((tokens(9),)), dynamic_shapes=shapes, strict=strict)
     targets = [str(node.target) for node in program.graph.nodes if node.op == "call_function"]
     assert "moe_ext.fused_experts.default" in targets
     for num_tokens in (9, 4, 21):
-        x = tokens(num_tokens, seed=num_tokens)
-        torch.testing.assert_close(program.module()(x), fused_model(x, *model_weights()))
+        x = backend.put(tokens(num_tokens, seed=num_tokens))
+        torch.testing.assert_close(program.module()(x), fused_model(x, *weights))

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 import moe_ext
+from tests.support.backends import Backend
 
 
 def kept_bytes(weights: list[Tensor], run: object) -> int:
@@ -31,22 +32,25 @@ def kept_bytes(weights: list[Tensor], run: object) -> int:
     [(64, 48, 32, 8, 2), (33, 16, 24, 5, 3), (128, 64, 16, 64, 8)],
 )
 def test_kept_bytes(
-    num_tokens: int, hidden_size: int, intermediate_size: int, num_experts: int, top_k: int, dtype: torch.dtype,
-    bias: bool,
+    backend: Backend, num_tokens: int, hidden_size: int, intermediate_size: int, num_experts: int, top_k: int,
+    dtype: torch.dtype, bias: bool,
 ) -> None:  # fmt: skip
-    x = torch.randn(num_tokens, hidden_size).to(dtype).requires_grad_()
-    w_gate_up = torch.randn(num_experts, 2 * intermediate_size, hidden_size).to(dtype).requires_grad_()
-    w_down = torch.randn(num_experts, hidden_size, intermediate_size).to(dtype).requires_grad_()
+    def leaf(*sizes: int) -> Tensor:
+        return backend.put(torch.randn(sizes).to(dtype).requires_grad_())
+
+    x = leaf(num_tokens, hidden_size)
+    w_gate_up = leaf(num_experts, 2 * intermediate_size, hidden_size)
+    w_down = leaf(num_experts, hidden_size, intermediate_size)
     weights = [w_gate_up, w_down]
     biases = {}
     if bias:
         biases = {
-            "b_gate_up": torch.randn(num_experts, 2 * intermediate_size).to(dtype).requires_grad_(),
-            "b_down": torch.randn(num_experts, hidden_size).to(dtype).requires_grad_(),
+            "b_gate_up": leaf(num_experts, 2 * intermediate_size),
+            "b_down": leaf(num_experts, hidden_size),
         }
         weights += biases.values()
-    topk_weights = torch.rand(num_tokens, top_k, requires_grad=True)
-    topk_ids = torch.randint(-1, num_experts + 1, (num_tokens, top_k), dtype=torch.int32)
+    topk_weights = backend.put(torch.rand(num_tokens, top_k, requires_grad=True))
+    topk_ids = backend.put(torch.randint(-1, num_experts + 1, (num_tokens, top_k), dtype=torch.int32))
 
     # topk_weights and slot_to_row are 4 bytes a slot each; expert_offsets does not grow with the tokens.
     index_bytes = 8 * top_k * num_tokens + 4 * (num_experts + 1)

@@ -69,13 +69,23 @@ def ops_on(
         completion: when asynchronous copies arrive: "random", "latest", ...
         counters: count per source line; the totals of a launch are always there.
     """
-    import emulator
-
-    gpu = emulator.Gpu(chip, seed=seed, completion=completion, counters=counters, host_threads=1)
+    gpu = _gpu(chip)
+    gpu.seed, gpu.completion, gpu.counters = seed, completion, counters
+    gpu.clear_fault()
+    gpu.clear_launches()
+    gpu.clear_host_calls()
     with gpu, gpu.torch_memory(), _redirected():
         yield gpu
     waited = gpu.host_calls().synchronising
     assert not waited, f"the host waited for the GPU: {waited}"
+
+
+@functools.cache
+def _gpu(chip: str) -> emulator.Gpu:
+    """One for each chip, as a new one has to decode every kernel again."""
+    import emulator
+
+    return emulator.Gpu(chip, host_threads=1)
 
 
 @contextlib.contextmanager

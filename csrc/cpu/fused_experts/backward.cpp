@@ -30,7 +30,7 @@ class Backward {
     carve();
     const void* preact = params_.preact;
     if (!preact) {
-      if (const Status s = first_product(p_, grad_preact_, nullptr, parallel_); s != Status::kOk) return s;
+      if (const Status s = first_product(p_, grad_preact_, false, nullptr, parallel_); s != Status::kOk) return s;
       preact = grad_preact_;  // each run of z is read before its gradient takes its place
     }
     if (const Status s = activation_gradient(preact); s != Status::kOk) return s;
@@ -77,6 +77,8 @@ class Backward {
     epilogue.gate_step = layout_.gate_step;
     epilogue.preact = const_cast<void*>(preact);
     epilogue.preact_stride = preact_size_;
+    epilogue.preact_is_mxfp8 = params_.preact && p_.preact_is_mxfp8;
+    epilogue.mxfp8_scales = mxfp8_scales(p_.intermediate_size);
     epilogue.act = act_;
     epilogue.act_stride = p_.intermediate_size;
     epilogue.slot_weights = p_.topk_weights;

@@ -7,7 +7,8 @@
 
 namespace moe::cpu {
 
-Status first_product(const FusedExpertsProblem& p, void* preact, void* act, const Parallel& parallel) {
+Status first_product(const FusedExpertsProblem& p, void* preact, bool preact_is_mxfp8, void* act,
+                     const Parallel& parallel) {
   const GateLayout layout(p);
   EpilogueParams shared;
   shared.activation = p.activation;
@@ -16,6 +17,8 @@ Status first_product(const FusedExpertsProblem& p, void* preact, void* act, cons
   shared.bias_stride = p.b_gate_up.stride;
   shared.preact = preact;
   shared.preact_stride = preact_size(p);
+  shared.preact_is_mxfp8 = preact_is_mxfp8;
+  shared.mxfp8_scales = mxfp8_scales(p.intermediate_size);
   shared.act = act;
   shared.act_stride = p.intermediate_size;
   shared.slot_weights = p.topk_weights;
@@ -54,7 +57,8 @@ Status fused_experts(const FusedExpertsParams& params, const Parallel& parallel)
   void* act = workspace.data();
   void* rows = static_cast<char*>(workspace.data()) + act_bytes;
 
-  if (const Status status = first_product(p, params.preact, act, parallel); status != Status::kOk) return status;
+  if (const Status status = first_product(p, params.preact, p.preact_is_mxfp8, act, parallel); status != Status::kOk)
+    return status;
   return for_slabs(p, [&](int64_t begin, int64_t end) {
     const GroupedGemmParams down = {
         .dtype = p.dtype,

@@ -29,8 +29,9 @@ struct GateLayout {
                                                : p.intermediate_size) {}
 };
 
-// z = x W_gate_up^T + b into preact, activation(z) into act; either may be null.
-Status first_product(const FusedExpertsProblem& problem, void* preact, void* act, const Parallel& parallel);
+// z = x W_gate_up^T + b into preact, as MXFP8 or in the data's dtype, activation(z) into act; either may be null.
+Status first_product(const FusedExpertsProblem& problem, void* preact, bool preact_is_mxfp8, void* act,
+                     const Parallel& parallel);
 
 // body(begin, end) for each slab of the hidden dimension.
 template <class Body>

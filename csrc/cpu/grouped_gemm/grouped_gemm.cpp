@@ -5,10 +5,12 @@
 
 #include <algorithm>
 #include <atomic>
+#include <numeric>
 #include <vector>
 
 #include "cpu/isa.h"
 #include "cpu/scratch.h"
+#include "moe/fused_experts.h"
 
 namespace moe::cpu {
 namespace {
@@ -31,6 +33,11 @@ int64_t row_chunk(const GemmKernel& kernel, int64_t m, int64_t k) {
   // Equal chunks rather than a short last one: the weight is read once per chunk.
   const int64_t chunks = ceil_div(m, chunk);
   return std::min(chunk, ceil_div(ceil_div(m, chunks), 16) * 16);
+}
+
+// Jobs begin at multiples of this. No two of them share a scale of what is kept as MXFP8.
+int64_t column_step(const GemmKernel& kernel, const GemmJob& job) {
+  return job.params->preact_is_mxfp8 ? std::lcm(kernel.column_block, kMxfp8Columns) : kernel.column_block;
 }
 
 const char* element(const void* data, int64_t index, DType dtype) {
@@ -59,7 +66,8 @@ Status run_grouped(const GroupedProduct& product, const Parallel& parallel) {
     if (job.m <= 0 || job.n <= 0) continue;
     const int64_t rows = row_chunk(kernel, job.m, job.k);
     const int64_t cuts = std::max<int64_t>(1, std::min(ceil_div(wanted, row_blocks), job.n / 128));
-    const int64_t columns = ceil_div(ceil_div(job.n, cuts), kernel.column_block) * kernel.column_block;
+    const int64_t step = column_step(kernel, job);
+    const int64_t columns = ceil_div(ceil_div(job.n, cuts), step) * step;
     for (int64_t i = 0; i < job.m; i += rows) {
       for (int64_t j = 0; j < job.n; j += columns) {
         jobs.push_back({e, i, std::min(rows, job.m - i), j, std::min(columns, job.n - j)});

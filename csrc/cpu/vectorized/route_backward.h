@@ -270,7 +270,7 @@ class RowGradient {
         for (int64_t i = 0; i < size; ++i) grad[i] += e[i] / sum * constant;
       }
     }
-    if (softmax_ || sum_gradient_ == nullptr || total_score_ == A(0)) return;
+    if (softmax_ || sum_gradient_ == nullptr || is_tiny(total_score_)) return;
     score_tile(blocks);
     for (int64_t i = 0; i < size; ++i) {
       grad[i] += (sum_gradient[i] - statistics_product_) / total_score_ * slope(tile_z_[i], tile_s_[i]);
@@ -325,13 +325,13 @@ class RowGradient {
   bool scores_known_ = false;
   A maximum_ = 0;
   A sum_of_exps_ = 0;
-  A score_sum_ = 0;      // S
-  A mean_gradient_ = 0;  // sum_j g_j s_j / S
-  A inner_product_ = 0;  // sum_j dL/ds_j s_j
-  Softmax<A> whole_;     // over all experts
-  A total_score_ = 1;          // C; for softmax the sum of the exponentials
-  A statistics_product_ = 0;   // sum_j G_j p_j, or sum_j G_j s_j / C
-  A by_probability_ = 0;       // 2 logsumexp(z) times its gradient
+  A score_sum_ = 0;           // S
+  A mean_gradient_ = 0;       // sum_j g_j s_j / S
+  A inner_product_ = 0;       // sum_j dL/ds_j s_j
+  Softmax<A> whole_;          // over all experts
+  A total_score_ = 1;         // C; for softmax the sum of the exponentials
+  A statistics_product_ = 0;  // sum_j G_j p_j, or sum_j G_j s_j / C
+  A by_probability_ = 0;      // 2 logsumexp(z) times its gradient
   A piece_z_[kPiece];
   A piece_s_[kPiece];
   A piece_g_[kPiece];

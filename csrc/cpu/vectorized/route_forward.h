@@ -309,9 +309,11 @@ static inline void weigh(const RouteRule& rule, const A* __restrict scores, cons
   for (int64_t k = 0; k < top_k; ++k) weights[k] *= scale;
 }
 
-// Of a sum of scores, which may all have underflowed; NaN stays.
-MOE_INLINE float at_least_tiny(float x) { return x < __FLT_MIN__ ? __FLT_MIN__ : x; }
-MOE_INLINE double at_least_tiny(double x) { return x < __DBL_MIN__ ? __DBL_MIN__ : x; }
+// Whether a sum of scores has underflowed; NaN has not. One that has is replaced before anything is divided by it.
+MOE_INLINE bool is_tiny(float x) { return x < __FLT_MIN__; }
+MOE_INLINE bool is_tiny(double x) { return x < __DBL_MIN__; }
+MOE_INLINE float at_least_tiny(float x) { return is_tiny(x) ? __FLT_MIN__ : x; }
+MOE_INLINE double at_least_tiny(double x) { return is_tiny(x) ? __DBL_MIN__ : x; }
 
 MOE_INLINE float natural_log(float x) { return __builtin_logf(x); }
 MOE_INLINE double natural_log(double x) { return __builtin_log(x); }
@@ -354,8 +356,8 @@ static int64_t forward(const RouteParams& p, int64_t begin, int64_t end) {
   const Row<A> row(memory, padded);
   for (int64_t i = 0; i < padded; ++i) row.bias[i] = p.bias != nullptr && i < count ? A(p.bias[i]) : A(0);
   const bool group_wise = p.num_groups > 1 && p.topk_groups < p.num_groups;
-  const bool statistics = p.statistics.score_sums != nullptr || p.statistics.expert_counts != nullptr ||
-                          p.statistics.z_sum != nullptr;
+  const bool statistics =
+      p.statistics.score_sums != nullptr || p.statistics.expert_counts != nullptr || p.statistics.z_sum != nullptr;
 
   int64_t bad_token = -1;
   for (int64_t t = begin; t < end && bad_token < 0; ++t) {

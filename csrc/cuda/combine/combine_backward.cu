@@ -27,7 +27,7 @@ __device__ void clear_rows(const Backward& b, int64_t first_row) {
   for (int64_t row = first_row; row < end; ++row) {
     if (b.row_to_slot[row] >= 0) continue;
     for (int64_t column = threadIdx.x * kWidth; column < width; column += kDotThreads * kWidth) {
-      store(static_cast<T*>(b.params.grad_rows) + row * width + column, Vector<T, kWidth>{});
+      store_whole(static_cast<T*>(b.params.grad_rows) + row * width + column, Vector<T, kWidth>{});
     }
   }
 }
@@ -51,9 +51,9 @@ __global__ void __launch_bounds__(kDotThreads) combine_backward_kernel(Backward 
     load_choices(shared, p.slot_to_row, p.topk_weights, first_slot, count, b.num_rows);
     dots.clear();
     __syncthreads();
-    for (int i = thread; i < kDotChoices; i += kDotThreads) {
-      const int64_t row = shared.rows[i];
-      owns[i] = row >= 0 && p.grad_rows != nullptr && b.row_to_slot[row] == first_slot + i;
+    if (thread < kDotChoices) {
+      const int64_t row = shared.rows[thread];
+      owns[thread] = row >= 0 && p.grad_rows != nullptr && b.row_to_slot[row] == first_slot + thread;
     }
     __syncthreads();
 
@@ -76,24 +76,22 @@ __global__ void __launch_bounds__(kDotThreads) combine_backward_kernel(Backward 
         A products[kBatch];
 #pragma unroll
         for (int i = 0; i < kBatch; ++i) {
-          A values_wide[kWidth];
-          to_acc(values[i], values_wide);
-          products[i] = dot(grad, values_wide);
+          A wide[kWidth];
+          to_acc(values[i], wide);
+          products[i] = shared.rows[first + i] < 0 ? A(0) : dot(grad, wide);  // infinity * 0 would be NaN
           if (!exists || !owns[first + i]) continue;
           A scaled[kWidth];
 #pragma unroll
           for (int j = 0; j < kWidth; ++j) scaled[j] = shared.weights[first + i] * grad[j];
           T* row = static_cast<T*>(p.grad_rows) + shared.rows[first + i] * p.hidden_size;
-          store(row + column, from_acc<T, kWidth>(scaled));
+          store_whole(row + column, from_acc<T, kWidth>(scaled));
         }
         if (wants_dots) dots.add(first, products);
       }
     }
     __syncthreads();
-    if (wants_dots) {
-      for (int i = thread; i < count; i += kDotThreads) {
-        static_cast<A*>(p.grad_topk_weights)[first_slot + i] = dots.total(i);
-      }
+    if (wants_dots && thread < count) {
+      static_cast<A*>(p.grad_topk_weights)[first_slot + thread] = dots.total(thread);
     }
     __syncthreads();
   }
@@ -125,9 +123,8 @@ Outcome combine_backward(const CombineBackwardParams& p, int64_t num_rows, void*
   const bool vectors = is_vectorisable(p.dtype, p.grad_y, p.grad_y_stride, p.hidden_size) &&
                        is_vectorisable(p.dtype, p.rows, p.rows_stride, p.hidden_size) &&
                        is_vectorisable(p.dtype, p.grad_rows, p.hidden_size, p.hidden_size);
-  return with_type(p.dtype, [&]<class T>(T*) {
-    return vectors ? backward<T, kVector<T>>(b, stream) : backward<T, 1>(b, stream);
-  });
+  return with_type(
+      p.dtype, [&]<class T>(T*) { return vectors ? backward<T, kVector<T>>(b, stream) : backward<T, 1>(b, stream); });
 }
 
 }  // namespace moe::cuda

@@ -49,8 +49,8 @@ __device__ void load_wide(const T* source, bool exists, acc_t<T> (&values)[kWidt
 
 // <others, bias of the expert of each choice's row>.
 template <class T, int kWidth>
-__device__ void add_bias_dots(const CombineExtras& x, const T* others, int64_t hidden_size, const int32_t* rows,
-                              int count, TokenDots<acc_t<T>>& dots) {
+__device__ void add_bias_dots(const CombineExtras& x, const T* others, const int32_t* rows, int count,
+                              TokenDots<acc_t<T>>& dots) {
   using A = acc_t<T>;
   for (int first = 0; first < count; first += kBatch) {
     const T* bias[kBatch];
@@ -60,16 +60,16 @@ __device__ void add_bias_dots(const CombineExtras& x, const T* others, int64_t h
       const int64_t expert = row < 0 ? 0 : expert_of(x.expert_offsets, x.num_experts, row);
       bias[i] = row < 0 ? nullptr : static_cast<const T*>(x.bias) + expert * x.bias_expert_stride;
     }
-    for (int64_t of_block = 0; of_block < hidden_size; of_block += kDotThreads * kWidth) {
+    for (int64_t of_block = 0; of_block < x.others_size; of_block += kDotThreads * kWidth) {
       const int64_t column = of_block + threadIdx.x * kWidth;
-      const bool exists = column < hidden_size;
+      const bool exists = column < x.others_size;
       A other[kWidth], products[kBatch];
       load_wide<T, kWidth>(others + column, exists, other);
 #pragma unroll
       for (int i = 0; i < kBatch; ++i) {
         A wide[kWidth];
         load_wide<T, kWidth>(bias[i] + column * x.bias_stride, exists && bias[i] != nullptr, wide);
-        products[i] = dot(other, wide);
+        products[i] = bias[i] == nullptr ? A(0) : dot(other, wide);  // infinity * 0 would be NaN
       }
       dots.add(first, products);
     }
@@ -106,7 +106,7 @@ __device__ void walk_rows(const CombineParams& p, const CombineExtras& x, int64_
       if (x.dots != nullptr) dots.add(first, products);
     }
     if (exists && p.out != nullptr) {
-      store(static_cast<T*>(p.out) + token * p.out_stride + column, from_acc<T, kWidth>(sums));
+      store_whole(static_cast<T*>(p.out) + token * p.out_stride + column, from_acc<T, kWidth>(sums));
     }
   }
 }
@@ -130,18 +130,19 @@ __global__ void __launch_bounds__(kDotThreads) combine_with_dots_kernel(CombineP
     if (p.out != nullptr || x.dots != nullptr) walk_rows<T, kWidth>(p, x, token, others, count, shared, dots);
     if (x.dots != nullptr) {
       __syncthreads();
-      for (int i = thread; i < count; i += kDotThreads) {
-        A* target = static_cast<A*>(x.dots) + first_slot + i;
-        *target = x.accumulate_dots ? *target + dots.total(i) : dots.total(i);
+      if (thread < count) {
+        A* target = static_cast<A*>(x.dots) + first_slot + thread;
+        *target = x.accumulate_dots ? *target + dots.total(thread) : dots.total(thread);
       }
       __syncthreads();
     }
     if (x.sums != nullptr) {
       if (x.bias != nullptr) {
         dots.clear();
-        add_bias_dots<T, kWidth>(x, others, p.hidden_size, shared.rows, count, dots);
+        add_bias_dots<T, kWidth>(x, others, shared.rows, count, dots);
         __syncthreads();
       }
+#pragma unroll 1
       for (int i = thread / 32; i < count; i += kDotWarps) {
         const int64_t row = shared.rows[i];
         A sum = 0;
@@ -163,15 +164,15 @@ Outcome combine(const CombineParams& p, const CombineExtras& x, Stream stream) {
 }  // namespace
 
 Outcome combine_with_dots(const CombineParams& p, const CombineExtras& x, Stream stream) {
-  const bool has_others = x.others != nullptr || p.hidden_size == 0 || p.num_tokens == 0;
-  if ((x.dots != nullptr || x.bias != nullptr) && !has_others) return {Status::kInvalidArgument};
-  if (x.num_partials < 0 || x.num_experts < 0) return {Status::kInvalidArgument};
-  if (x.bias != nullptr && (x.expert_offsets == nullptr || x.num_experts == 0)) return {Status::kInvalidArgument};
-  const bool vectors = is_vectorisable(p.dtype, p.rows, p.rows_stride, p.hidden_size) &&
-                       is_vectorisable(p.dtype, p.out, p.out_stride, p.hidden_size) &&
-                       is_vectorisable(p.dtype, x.others, x.others_stride, p.hidden_size) &&
-                       (x.bias == nullptr || (x.bias_stride == 1 &&
-                                              is_vectorisable(p.dtype, x.bias, x.bias_expert_stride, p.hidden_size)));
+  const bool has_bias = x.sums != nullptr && x.bias != nullptr;
+  if (x.num_partials < 0 || x.num_experts < 0 || x.others_size < 0) return {Status::kInvalidArgument};
+  if (has_bias && (x.expert_offsets == nullptr || x.num_experts == 0)) return {Status::kInvalidArgument};
+  const bool vectors =
+      is_vectorisable(p.dtype, p.rows, p.rows_stride, p.hidden_size) &&
+      is_vectorisable(p.dtype, p.out, p.out_stride, p.hidden_size) &&
+      (x.dots == nullptr || is_vectorisable(p.dtype, x.others, x.others_stride, p.hidden_size)) &&
+      (!has_bias || (x.bias_stride == 1 && is_vectorisable(p.dtype, x.others, x.others_stride, x.others_size) &&
+                     is_vectorisable(p.dtype, x.bias, x.bias_expert_stride, x.others_size)));
   return with_type(p.dtype, [&]<class T>(T*) {
     return vectors ? combine<T, kVector<T>>(p, x, stream) : combine<T, 1>(p, x, stream);
   });

@@ -3,6 +3,7 @@
 
 #include "cuda/common/numeric.cuh"
 #include "cuda/common/row_grid.cuh"
+#include "cuda/ptx/store_global.cuh"
 
 namespace moe::cuda {
 
@@ -14,6 +15,16 @@ constexpr int kVector = 16 / static_cast<int>(sizeof(T));
 inline bool is_vectorisable(DType dtype, const void* rows, int64_t row_stride, int64_t width) {
   const int64_t vector = 16 / size_of(dtype);
   return rows == nullptr || (is_multiple(rows, 16) && row_stride % vector == 0 && width % vector == 0);
+}
+
+// One access of 16 bytes, or of one element.
+template <class T, int kWidth>
+__device__ void store_whole(T* target, const Vector<T, kWidth>& vector) {
+  if constexpr (kWidth == 1) {
+    *target = vector.values[0];
+  } else {
+    ptx::store_global(target, __builtin_bit_cast(uint4, vector));
+  }
 }
 
 // Products and sums round one by one, as on the CPU: a fused multiply-add would give other bits, and nothing here waits

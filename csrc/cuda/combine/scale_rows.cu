@@ -34,7 +34,7 @@ __global__ void __launch_bounds__(kRowGridThreads) scale_rows_kernel(ScaleRowsPa
       to_acc(vectors[i], values);
 #pragma unroll
       for (int j = 0; j < kWidth; ++j) values[j] *= weight;
-      store(row + vector * kWidth, from_acc<T, kWidth>(values));
+      store_whole(row + vector * kWidth, from_acc<T, kWidth>(values));
     }
   }
 }
@@ -54,7 +54,8 @@ Outcome scale_rows(const ScaleRowsParams& p, Stream stream) {
   }
   if (p.width == 0) return {};
   return with_type(p.dtype, [&]<class T>(T*) {
-    return is_vectorisable(p.dtype, p.rows, p.width, p.width) ? scale<T, kVector<T>>(p, stream) : scale<T, 1>(p, stream);
+    return is_vectorisable(p.dtype, p.rows, p.width, p.width) ? scale<T, kVector<T>>(p, stream)
+                                                              : scale<T, 1>(p, stream);
   });
 }
 

@@ -1,7 +1,7 @@
 // segment_sum: the sum of every expert's rows. Contract: moe/combine.h.
 //
-// A block takes one expert and the columns of one warp. Its warps share out the expert's rows in order: each adds a run of
-// rows one after the other, then the sums of the runs are added in order. How long a run is depends on the expert's
+// A block takes one expert and the columns of one warp. Its warps share out the expert's rows in order: each adds a run
+// of rows one after the other, then the sums of the runs are added in order. How long a run is depends on the expert's
 // number of rows and on nothing else; an expert with at most kMinRun rows is one run, summed as on the CPU.
 #include "cuda/combine/combine.h"
 #include "cuda/combine/row_types.cuh"
@@ -26,22 +26,31 @@ struct SegmentSum {
   FastDivide top_k;
 };
 
-// Where sorted row r lies, and what it is multiplied by; null: nowhere.
+// Where some sorted rows lie, and what they are multiplied by. Their indices are loaded together, before the rows.
 template <class T>
-struct Source {
-  const T* row;
-  acc_t<T> weight;
+struct Sources {
+  const T* rows[kRowsInFlight];  // null: nowhere
+  acc_t<T> weights[kRowsInFlight];
 
-  __device__ Source(const SegmentSum& s, int32_t r) : row(nullptr), weight(1) {
+  __device__ Sources(const SegmentSum& s, int32_t first, int32_t end) {
     const SegmentSumParams& p = s.params;
-    int64_t index = r;
-    if (p.row_to_slot != nullptr) {
-      const int32_t slot = p.row_to_slot[r];
-      if (slot < 0 || slot >= s.num_slots) return;
-      index = s.top_k(slot);
-      if (p.topk_weights != nullptr) weight = static_cast<const acc_t<T>*>(p.topk_weights)[slot];
+    const bool gathers = p.row_to_slot != nullptr;
+    int64_t index[kRowsInFlight];
+#pragma unroll
+    for (int i = 0; i < kRowsInFlight; ++i) {
+      const int64_t row = int64_t{first} + i;
+      index[i] = row >= end ? -1 : gathers ? p.row_to_slot[row] : row;
     }
-    row = static_cast<const T*>(p.rows) + index * p.rows_stride;
+#pragma unroll
+    for (int i = 0; i < kRowsInFlight; ++i) {
+      weights[i] = acc_t<T>(1);
+      const bool exists = index[i] >= 0 && (!gathers || index[i] < s.num_slots);
+      if (exists && gathers && p.topk_weights != nullptr) {
+        weights[i] = static_cast<const acc_t<T>*>(p.topk_weights)[index[i]];
+      }
+      const int64_t row = gathers ? s.top_k(static_cast<uint32_t>(index[i])) : index[i];
+      rows[i] = exists ? static_cast<const T*>(p.rows) + row * p.rows_stride : nullptr;
+    }
   }
 };
 
@@ -58,30 +67,25 @@ __global__ void __launch_bounds__(kThreads) segment_sum_kernel(SegmentSum s) {
   const int32_t first_row = static_cast<int32_t>(min(begin + static_cast<int64_t>(run) * run_rows, int64_t{end}));
   const int32_t end_row = first_row + min(run_rows, end - first_row);
 
-  for (int64_t block_column = blockIdx.y * 32 * kWidth; block_column < p.width; block_column += gridDim.y * 32 * kWidth) {
+  for (int64_t block_column = blockIdx.y * 32 * kWidth; block_column < p.width;
+       block_column += gridDim.y * 32 * kWidth) {
     const int64_t column = block_column + lane * kWidth;
     const bool exists = column < p.width;
     A sums[kWidth] = {};
     for (int32_t row = first_row; row < end_row; row += kRowsInFlight) {
+      const Sources<T> sources(s, row, end_row);
       Vector<T, kWidth> values[kRowsInFlight];
-      A weights[kRowsInFlight];
-      bool counts[kRowsInFlight];
 #pragma unroll
       for (int i = 0; i < kRowsInFlight; ++i) {
-        counts[i] = false;
-        if (!exists || i >= end_row - row) continue;
-        const Source<T> source(s, row + i);
-        counts[i] = source.row != nullptr;
-        weights[i] = source.weight;
-        if (counts[i]) values[i] = load<kWidth>(source.row + column);
+        if (exists && sources.rows[i] != nullptr) values[i] = load<kWidth>(sources.rows[i] + column);
       }
 #pragma unroll
       for (int i = 0; i < kRowsInFlight; ++i) {
-        if (!counts[i]) continue;
+        if (!exists || sources.rows[i] == nullptr) continue;
         A wide[kWidth];
         to_acc(values[i], wide);
 #pragma unroll
-        for (int j = 0; j < kWidth; ++j) sums[j] = add_product(sums[j], weights[i], wide[j]);
+        for (int j = 0; j < kWidth; ++j) sums[j] = add_product(sums[j], sources.weights[i], wide[j]);
       }
     }
     if (run > 0) {
@@ -94,7 +98,7 @@ __global__ void __launch_bounds__(kThreads) segment_sum_kernel(SegmentSum s) {
 #pragma unroll
         for (int j = 0; j < kWidth; ++j) sums[j] += of_runs[other][j][lane];
       }
-      store(static_cast<T*>(p.out) + expert * p.width + column, from_acc<T, kWidth>(sums));
+      store_whole(static_cast<T*>(p.out) + expert * p.width + column, from_acc<T, kWidth>(sums));
     }
     __syncthreads();
   }
@@ -103,7 +107,8 @@ __global__ void __launch_bounds__(kThreads) segment_sum_kernel(SegmentSum s) {
 template <class T, int kWidth>
 Outcome sum(const SegmentSum& s, Stream stream) {
   const int64_t columns = (s.params.width + 32 * kWidth - 1) / (32 * kWidth);
-  const dim3 grid(static_cast<unsigned>(s.params.num_experts), static_cast<unsigned>(std::min<int64_t>(columns, 65535)));
+  const dim3 grid(static_cast<unsigned>(s.params.num_experts),
+                  static_cast<unsigned>(std::min<int64_t>(columns, 65535)));
   return launch("segment_sum", segment_sum_kernel<T, kWidth>, grid, kThreads, 0, stream, s);
 }
 
@@ -118,8 +123,8 @@ Outcome segment_sum(const SegmentSumLaunch& segments, Stream stream) {
   if (p.width == 0) return {};
   const SegmentSum s = {p, static_cast<int32_t>(segments.num_rows), segments.num_tokens * p.top_k,
                         FastDivide(static_cast<uint32_t>(std::min<int64_t>(p.top_k, INT32_MAX)))};
-  const bool aligned = is_vectorisable(p.dtype, p.rows, p.rows_stride, p.width) &&
-                       is_vectorisable(p.dtype, p.out, p.width, p.width);
+  const bool aligned =
+      is_vectorisable(p.dtype, p.rows, p.rows_stride, p.width) && is_vectorisable(p.dtype, p.out, p.width, p.width);
   return with_type(p.dtype, [&]<class T>(T*) {
     const bool vectors = aligned && p.num_experts * (p.width / (32 * kVector<T>)) >= kManyBlocks;
     return vectors ? sum<T, kVector<T>>(s, stream) : sum<T, 1>(s, stream);

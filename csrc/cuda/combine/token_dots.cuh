@@ -1,8 +1,8 @@
 // Dot products of one token's vector with its rows, by a block per token: what the gradient of combine and the walk of
 // combine with dots share.
 //
-// Rows come in batches of four. After each vector of columns the four products of a warp's lanes are summed and added to
-// shared memory, so that the number of choices costs no registers.
+// Rows come in batches of four. After each vector of columns the four products of a warp's lanes are summed and added
+// to shared memory, so that the number of choices costs no registers.
 #pragma once
 
 #include "cuda/combine/row_types.cuh"
@@ -12,6 +12,7 @@ namespace moe::cuda {
 constexpr int kDotThreads = 128;
 constexpr int kDotWarps = kDotThreads / 32;
 constexpr int kDotChoices = 64;  // whose sums stand in shared memory at once
+static_assert(kDotChoices <= kDotThreads);
 constexpr int kBatch = 4;
 
 template <class A>
@@ -81,11 +82,11 @@ __device__ A dot(const A (&a)[kWidth], const A (&b)[kWidth]) {
 template <class A>
 __device__ void load_choices(DotShared<A>& shared, const int32_t* slot_to_row, const void* topk_weights,
                              int64_t first_slot, int count, int64_t num_rows) {
-  for (int i = static_cast<int>(threadIdx.x); i < kDotChoices; i += kDotThreads) {
-    const bool exists = i < count;
-    shared.rows[i] = exists ? static_cast<int32_t>(existing_row(slot_to_row[first_slot + i], num_rows)) : -1;
-    shared.weights[i] = exists && topk_weights != nullptr ? static_cast<const A*>(topk_weights)[first_slot + i] : A(1);
-  }
+  const int i = static_cast<int>(threadIdx.x);
+  if (i >= kDotChoices) return;
+  const bool exists = i < count;
+  shared.rows[i] = exists ? static_cast<int32_t>(existing_row(slot_to_row[first_slot + i], num_rows)) : -1;
+  shared.weights[i] = exists && topk_weights != nullptr ? static_cast<const A*>(topk_weights)[first_slot + i] : A(1);
 }
 
 }  // namespace moe::cuda

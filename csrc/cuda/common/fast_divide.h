@@ -18,9 +18,10 @@ class FastDivide {
   __device__ uint32_t operator()(uint32_t dividend) const {
     return (__umulhi(dividend, multiplier_) + dividend) >> shift_;
   }
-  __host__ __device__
-#endif
+  __host__ __device__ uint32_t divisor() const { return divisor_; }
+#else
   uint32_t divisor() const { return divisor_; }
+#endif
 
  private:
   uint32_t divisor_ = 1, multiplier_ = 1, shift_ = 0;

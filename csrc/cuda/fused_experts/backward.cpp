@@ -59,7 +59,7 @@ class Backward {
   // grad_y W_down, and back through the activation: grad_preact, the weighted activation, <grad_y W_down, activation>.
   Outcome through_activation(Stream stream) {
     const void* preact = params_.preact;
-    PreactFormat format = options_.preact_format;
+    PreactFormat format = kept_format(p_);
     if (preact == nullptr) {
       format = PreactFormat::kSameAsData;
       const Outcome again =

@@ -46,8 +46,8 @@ class Forward {
       const TileOutput wanted = {.block_m = plan_.block_m, .tiles = tiles_.tiles, .count = tiles_.count};
       if (const Outcome o = permute(routing_, wanted, counters_, stream); !o.ok()) return o;
     }
-    const Outcome up = up_product(p_, launch_.options, tiles_, row_to_slot_, launch_.options.preact_format,
-                                  launch_.params.preact, act_, plan_, stream);
+    const Outcome up = up_product(p_, launch_.options, tiles_, row_to_slot_, kept_format(p_), launch_.params.preact,
+                                  act_, plan_, stream);
     if (!up.ok()) return up;
     tiles_.decode = {};
     for (int64_t begin = 0; begin == 0 || begin < p_.hidden_size; begin += p_.slab_columns) {

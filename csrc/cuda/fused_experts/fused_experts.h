@@ -17,7 +17,6 @@ struct ExpertsOptions {
   Device device;
   bool allow_tf32;
   bool deterministic;
-  PreactFormat preact_format;
 };
 
 struct FusedExpertsLaunch {

@@ -10,6 +10,9 @@ inline int64_t num_rows(const FusedExpertsProblem& p) { return p.num_tokens * p.
 inline int64_t preact_size(const FusedExpertsProblem& p) {
   return is_gated(p.activation.kind) ? 2 * p.intermediate_size : p.intermediate_size;
 }
+inline PreactFormat kept_format(const FusedExpertsProblem& p) {
+  return p.preact_is_mxfp8 ? PreactFormat::kMxfp8 : PreactFormat::kSameAsData;
+}
 inline int64_t sum_size(DType dtype) { return dtype == DType::kFloat64 ? 8 : 4; }
 
 inline const void* at(const void* data, int64_t elements, DType dtype) {

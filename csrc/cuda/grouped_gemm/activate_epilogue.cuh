@@ -11,51 +11,65 @@ namespace moe::cuda {
 
 template <class T, int kRows, int kColumns, int kStride, int kThreads, class Acc>
 __device__ void finish(const ActivateEpilogue& epilogue, const Acc* sums, const Slice& slice, int thread) {
-  using R = Run<Acc>;
-  constexpr int N = R::kRun;
-  const R run = R::template make<kColumns, kThreads>(slice.columns, epilogue.vector, thread);
-  const ColumnOrder order = slice.columns.order;
-  const Activator<T> activator(epilogue.rule);
-  const RowLayout layout(activator.gated(), epilogue.interleaved, run.outputs);
-  const bool computed = slice.expert >= 0;
-  Acc bias[2][N] = {};
-  if (epilogue.bias && computed) {
-    const T* source = static_cast<const T*>(epilogue.bias) + slice.expert * epilogue.bias_expert_stride;
-#pragma unroll
-    for (int i = 0; i < N; ++i) {
-      if (!run.has(i)) continue;
-      const int64_t at = layout.step * (run.column + i * run.step);
-      bias[0][i] = to_acc(source[at * epilogue.bias_stride]);
-      if (layout.gated()) bias[1][i] = to_acc(source[(at + layout.up) * epilogue.bias_stride]);
-    }
-  }
-  // Whole warps go around the loop together: lanes that share an MXFP8 scale exchange values.
-  for (int first = 0; first < slice.num_rows; first += run.row_step) {
-    const int row = first + run.row;
-    const int64_t sorted_row = slice.first_row + row;
-    const bool inside = row < slice.num_rows;
-    Acc gate[N] = {}, up[N] = {}, act[N] = {};
-    if (computed && inside && run.any()) {
-      const Acc weight = row_weight<Acc>(epilogue.topk_weights, epilogue.row_to_slot, epilogue.num_slots, sorted_row);
-      read_sums<kColumns>(sums + row * kStride, order, run, gate, up);
+  with_vectors(epilogue.vector, [&]<class Vectors>(Vectors) {
+    using R = Run<Acc, Vectors::value>;
+    constexpr int N = R::kRun;
+    const R run = R::template make<kColumns, kThreads>(slice.columns, thread);
+    const Activator<T> activator(epilogue.rule);
+    const RowLayout layout(activator.gated(), epilogue.interleaved, run.outputs);
+    const bool computed = slice.expert >= 0, mxfp8 = epilogue.preact_format == PreactFormat::kMxfp8;
+    Acc bias[2][N] = {};
+    if (epilogue.bias && computed) {
+      const T* source = static_cast<const T*>(epilogue.bias) + slice.expert * epilogue.bias_expert_stride;
 #pragma unroll
       for (int i = 0; i < N; ++i) {
-        gate[i] = gate[i] * weight + bias[0][i];
-        up[i] = up[i] * weight + bias[1][i];
+        if (!run.has(i)) continue;
+        const int64_t at = layout.step * (run.column + i * R::kStep);
+        bias[0][i] = to_acc(source[at * epilogue.bias_stride]);
+        if (layout.gated()) bias[1][i] = to_acc(source[(at + layout.up) * epilogue.bias_stride]);
       }
     }
-    if (epilogue.preact && epilogue.preact_format == PreactFormat::kMxfp8) {
-      const Mxfp8Row target(epilogue.preact, sorted_row, layout, run.outputs);
-      target.encode(layout, run, gate, up, inside);
-    } else if (epilogue.preact && inside) {
-      const int64_t width = (layout.gated() ? 2 : 1) * static_cast<int64_t>(run.outputs);
-      store_parts(static_cast<T*>(epilogue.preact) + sorted_row * width, layout, run, gate, up);
+    const int64_t first_row = slice.first_row + run.row;
+    const int64_t width = layout.parts() * int64_t{run.outputs};
+    Mxfp8Run codes(epilogue.preact, first_row, layout, run);
+    T* preact = static_cast<T*>(epilogue.preact) + first_row * width + layout.step * run.column;
+    T* act = static_cast<T*>(epilogue.act) + first_row * run.outputs + run.column;
+
+    // Whole warps go around the loop together: lanes that share an MXFP8 scale exchange values.
+#pragma unroll 1
+    for (int first = 0; first < slice.num_rows; first += run.row_step) {
+      const int row = first + run.row;
+      const bool inside = row < slice.num_rows && run.any();
+      Acc z[2][N] = {};
+      if (computed && inside) {
+        read_sums<kColumns>(sums + row * kStride, slice.columns.order, run, z[0], z[1]);
+        if (epilogue.topk_weights) {
+          const Acc weight =
+              row_weight<Acc>(epilogue.topk_weights, epilogue.row_to_slot, epilogue.num_slots, slice.first_row + row);
+#pragma unroll
+          for (int i = 0; i < N; ++i) z[0][i] *= weight, z[1][i] *= weight;
+        }
+#pragma unroll
+        for (int i = 0; i < N; ++i) z[0][i] += bias[0][i], z[1][i] += bias[1][i];
+      }
+      if (epilogue.preact) {
+        if (mxfp8) {
+          codes.encode(layout, run, z, inside);
+        } else if (inside) {
+          const Vector<T, N> gate = from_acc<T>(z[0]), up = from_acc<T>(z[1]);
+          store_parts(preact, layout, run, gate.values, up.values);
+        }
+      }
+      if (epilogue.act && inside) {
+        Acc value[N] = {};
+        if (computed) activator.forward(z[0], z[1], value);
+        store_run(act, run, value);
+      }
+      codes.advance(run.row_step);
+      preact += run.row_step * width;
+      act += run.row_step * int64_t{run.outputs};
     }
-    if (epilogue.act && inside) {
-      if (computed) activator.forward(gate, up, act);
-      store_run(static_cast<T*>(epilogue.act) + sorted_row * run.outputs, run, act);
-    }
-  }
+  });
 }
 
 }  // namespace moe::cuda

@@ -5,17 +5,23 @@
 namespace moe::cuda {
 namespace {
 
-// engine::function(arguments...) of the plan's family.
-#define MOE_BY_FAMILY(function, ...)       \
-  switch (plan.family) {                   \
-    case Family::kMma:                     \
-      return mma::function(__VA_ARGS__);   \
-    case Family::kWgmma:                   \
-      return wgmma::function(__VA_ARGS__); \
-    case Family::kSimt:                    \
-      break;                               \
-  }                                        \
-  return simt::function(__VA_ARGS__)
+#ifdef MOE_EXT_WITHOUT_WGMMA  // a build without sm_90a has no such kernels, and no plan asks for them
+#define MOE_WGMMA(call) Outcome{Status::kUnsupported, 0, "wgmma"}
+#else
+#define MOE_WGMMA(call) wgmma::call
+#endif
+
+// engine::call of the plan's family.
+#define MOE_BY_FAMILY(call)   \
+  switch (plan.family) {      \
+    case Family::kMma:        \
+      return mma::call;       \
+    case Family::kWgmma:      \
+      return MOE_WGMMA(call); \
+    case Family::kSimt:       \
+      break;                  \
+  }                           \
+  return simt::call
 
 constexpr int64_t kVectorBytes = 16;
 
@@ -33,7 +39,7 @@ bool vectors(DType dtype, const void* data, int64_t stride, int64_t other_stride
 }  // namespace
 
 bool is_aligned(DType dtype, const RowOperand& operand) {
-  return vectors(dtype, operand.data, operand.stride, operand.k_stride, {});
+  return operand.k_stride == 1 && vectors(dtype, operand.data, 1, operand.stride, {});
 }
 
 bool is_aligned(DType dtype, const WeightOperand& operand) {
@@ -41,22 +47,23 @@ bool is_aligned(DType dtype, const WeightOperand& operand) {
 }
 
 Outcome store(const RowsProduct& product, const StoreEpilogue& epilogue, const GemmPlan& plan, Stream stream) {
-  MOE_BY_FAMILY(store, product, epilogue, plan, stream);
+  MOE_BY_FAMILY(store(product, epilogue, plan, stream));
 }
 
 Outcome activate(const RowsProduct& product, const ActivateEpilogue& epilogue, const GemmPlan& plan, Stream stream) {
-  MOE_BY_FAMILY(activate, product, epilogue, plan, stream);
+  MOE_BY_FAMILY(activate(product, epilogue, plan, stream));
 }
 
 Outcome activate_backward(const RowsProduct& product, const ActivateBackwardEpilogue& epilogue, const GemmPlan& plan,
                           Stream stream) {
-  MOE_BY_FAMILY(activate_backward, product, epilogue, plan, stream);
+  MOE_BY_FAMILY(activate_backward(product, epilogue, plan, stream));
 }
 
 Outcome wgrad(const WgradProduct& product, const GemmPlan& plan, Stream stream) {
-  MOE_BY_FAMILY(wgrad, product, plan, stream);
+  MOE_BY_FAMILY(wgrad(product, plan, stream));
 }
 
 #undef MOE_BY_FAMILY
+#undef MOE_WGMMA
 
 }  // namespace moe::cuda

@@ -36,74 +36,52 @@ __device__ inline float from_e4m3(uint32_t code) {
   return __uint_as_float(__float_as_uint(value) | (code & 0x80) << 24);
 }
 
-class Mxfp8Row {
- public:
-  __device__ Mxfp8Row(const void* data, int64_t row, const RowLayout& layout, int outputs)
-      : blocks_((outputs + kMxfp8Columns - 1) / kMxfp8Columns) {
-    const int parts = layout.gated() ? 2 : 1;
-    codes_ = static_cast<uint8_t*>(const_cast<void*>(data)) + row * parts * (static_cast<int64_t>(outputs) + blocks_);
-    scales_ = codes_ + static_cast<int64_t>(parts) * outputs;
+// Where a run's codes and scales stand.
+struct Mxfp8Run {
+  uint8_t *codes, *scales;  // of the gate; the row's other scales come after
+  int64_t row_bytes;
+  int blocks;
+
+  template <class R>
+  __device__ Mxfp8Run(void* data, int64_t row, const RowLayout& layout, const R& run)
+      : blocks((run.outputs + kMxfp8Columns - 1) / kMxfp8Columns) {
+    const int64_t width = layout.parts() * int64_t{run.outputs};
+    row_bytes = width + layout.parts() * blocks;
+    uint8_t* begin = static_cast<uint8_t*>(data) + row * row_bytes;
+    codes = begin + layout.step * run.column;
+    scales = begin + width + run.column / kMxfp8Columns;
   }
+  __device__ void advance(int rows) {
+    codes += rows * row_bytes;
+    scales += rows * row_bytes;
+  }
+  __device__ uint32_t scale(int part) const { return scales[part * blocks]; }
 
   // Called by whole warps; only lanes that are `inside` store.
-  template <class Acc, int N>
-  __device__ void encode(const RowLayout& layout, const Run<Acc>& run, const Acc (&gate)[N], const Acc (&up)[N],
-                         bool inside) const {
-    uint8_t codes[2][N];
+  template <class R, class Acc, int N>
+  __device__ void encode(const RowLayout& layout, const R& run, const Acc (&z)[2][N], bool inside) const {
+    uint8_t encoded[2][N] = {};
 #pragma unroll
     for (int part = 0; part < 2; ++part) {
       if (part == 1 && !layout.gated()) break;
-      const Acc(&values)[N] = part == 0 ? gate : up;
       uint32_t largest = 0;
 #pragma unroll
       for (int i = 0; i < N; ++i) {
-        const uint32_t magnitude = __float_as_uint(static_cast<float>(values[i])) & 0x7fffffff;
+        const uint32_t magnitude = __float_as_uint(static_cast<float>(z[part][i])) & 0x7fffffff;
         if (run.has(i) && magnitude < 0x7f800000) largest = max(largest, magnitude);
       }
 #pragma unroll
-      for (int lane = 1; lane < Run<Acc>::kLanes; lane *= 2) {
+      for (int lane = 1; lane < R::kLanes; lane *= 2) {
         largest = max(largest, __shfl_xor_sync(0xffffffff, largest, lane));
       }
       const uint32_t scale = scale_of(largest);
+      const float inverse = inverse_of(scale);
 #pragma unroll
-      for (int i = 0; i < N; ++i) codes[part][i] = to_e4m3(static_cast<float>(values[i]) * inverse_of(scale));
-      const bool writes_scale = run.column % kMxfp8Columns == 0;
-      if (inside && run.any() && writes_scale) scales_[part * blocks_ + run.column / kMxfp8Columns] = scale;
+      for (int i = 0; i < N; ++i) encoded[part][i] = to_e4m3(static_cast<float>(z[part][i]) * inverse);
+      if (inside && run.column % kMxfp8Columns == 0) scales[part * blocks] = scale;
     }
-    if (!inside || !run.any()) return;
-    if (run.vector()) {
-      if (layout.step == 2) {
-        Vector<uint8_t, 2 * N> both;
-#pragma unroll
-        for (int i = 0; i < N; ++i) both.values[2 * i] = codes[0][i], both.values[2 * i + 1] = codes[1][i];
-        store(codes_ + 2 * run.column, both);
-      } else {
-#pragma unroll
-        for (int part = 0; part < 2; ++part) {
-          if (part == 1 && !layout.gated()) break;
-          Vector<uint8_t, N> vector;
-#pragma unroll
-          for (int i = 0; i < N; ++i) vector.values[i] = codes[part][i];
-          store(codes_ + part * layout.up + run.column, vector);
-        }
-      }
-    } else {
-#pragma unroll
-      for (int i = 0; i < N; ++i) {
-        if (!run.has(i)) continue;
-        const int at = layout.step * (run.column + i * run.step);
-        codes_[at] = codes[0][i];
-        if (layout.gated()) codes_[at + layout.up] = codes[1][i];
-      }
-    }
+    if (inside) store_parts(codes, layout, run, encoded[0], encoded[1]);
   }
-
-  __device__ const uint8_t* codes() const { return codes_; }
-  __device__ uint32_t scale(int part, int column) const { return scales_[part * blocks_ + column / kMxfp8Columns]; }
-
- private:
-  uint8_t *codes_, *scales_;
-  int blocks_;
 };
 
 }  // namespace moe::cuda

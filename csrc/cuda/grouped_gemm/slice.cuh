@@ -18,19 +18,20 @@ struct Slice {
   TileColumns columns;  // columns.first: first output column of the slice, a multiple of 32
 };
 
-template <class Acc>
+template <class Acc, bool kVector_>
 struct Run {
+  static constexpr bool kVector = kVector_;
   static constexpr int kRun = 16 / sizeof(Acc);
   static constexpr int kLanes = 32 / kRun;
+  static constexpr int kStep = kVector ? 1 : kLanes;  // element i is output column + i * kStep
 
   int row, row_step;  // in the slice
-  int local;          // column of the run's first element in the slice
-  int column, step;   // element i is output column + i * step
+  int local, column;  // of the run's first element, in the slice and in all
   int outputs;
 
   // kColumns tile columns in all, two of them per output in an order with pairs.
   template <int kColumns, int kThreads>
-  static __device__ Run make(const TileColumns& columns, bool vector, int thread) {
+  static __device__ Run make(const TileColumns& columns, int thread) {
     constexpr int kPlain = kColumns / kRun, kPaired = kPlain / 2;  // threads for one row
     static_assert(kColumns % 64 == 0 && kThreads % kPlain == 0 && kThreads % 32 == 0);
     const bool paired = columns.order != ColumnOrder::kPlain;
@@ -38,27 +39,25 @@ struct Run {
     Run run;
     run.row = thread / (paired ? kPaired : kPlain);
     run.row_step = kThreads / (paired ? kPaired : kPlain);
-    run.step = vector ? 1 : kLanes;
-    run.local = vector ? place * kRun : place / kLanes * 32 + place % kLanes;
+    run.local = kVector ? place * kRun : place / kLanes * 32 + place % kLanes;
     run.column = columns.first + run.local;
     run.outputs = columns.outputs();
     return run;
   }
 
-  __device__ bool vector() const { return step == 1; }
   // With vectors the run is in or out as a whole.
-  __device__ bool has(int i) const { return column + i * step < outputs; }
-  __device__ bool any() const { return has(0); }
+  __device__ bool has(int i) const { return column + (kVector ? 0 : i * kStep) < outputs; }
+  __device__ bool any() const { return column < outputs; }
 };
 
-// The sums of a run. `up` is only written in an order with pairs.
-template <int kColumns, class Acc, int N>
-__device__ void read_sums(const Acc* row, ColumnOrder order, const Run<Acc>& run, Acc (&gate)[N], Acc (&up)[N]) {
-  if (!run.vector()) {
+// The sums of a run in a row of the slice. `up` is only written in an order with pairs.
+template <int kColumns, class R, class Acc, int N>
+__device__ void read_sums(const Acc* row, ColumnOrder order, const R& run, Acc (&gate)[N], Acc (&up)[N]) {
+  if constexpr (!R::kVector) {
     const int scale = order == ColumnOrder::kInterleaved ? 2 : 1, offset = scale == 2 ? 1 : kColumns / 2;
 #pragma unroll
     for (int i = 0; i < N; ++i) {
-      const int at = (run.local + i * run.step) * scale;
+      const int at = (run.local + i * R::kStep) * scale;
       gate[i] = row[at];
       if (order != ColumnOrder::kPlain) up[i] = row[at + offset];
     }
@@ -90,32 +89,72 @@ struct RowLayout {
            : interleaved ? 1
                          : outputs) {}
   __device__ bool gated() const { return up != 0; }
+  __device__ int parts() const { return up != 0 ? 2 : 1; }
 };
 
-template <class T, class Acc, int N>
-__device__ void store_run(T* row, const Run<Acc>& run, const Acc (&values)[N], int scale = 1) {
-  if (run.vector() && scale == 1) {
-    if (run.any()) store(row + run.column, from_acc<T>(values));
+// `at` is where the run's first element goes, in a row of outputs.
+template <class T, class R, class Acc, int N>
+__device__ void store_run(T* at, const R& run, const Acc (&values)[N]) {
+  if constexpr (R::kVector) {
+    if (run.any()) store(at, from_acc<T>(values));
   } else {
 #pragma unroll
     for (int i = 0; i < N; ++i) {
-      if (run.has(i)) row[scale * (run.column + i * run.step)] = from_acc<T>(values[i]);
+      if (run.has(i)) at[i * R::kStep] = from_acc<T>(values[i]);
     }
   }
 }
 
-template <class T, class Acc, int N>
-__device__ void store_parts(T* row, const RowLayout& layout, const Run<Acc>& run, const Acc (&gate)[N],
-                            const Acc (&up)[N]) {
-  if (run.vector() && layout.step == 2) {
-    if (!run.any()) return;
-    Acc both[2 * N];
+// `at` is where the run's first gate goes, in a row [G] of values or codes.
+template <class V, class R, int N>
+__device__ void store_parts(V* at, const RowLayout& layout, const R& run, const V (&gate)[N], const V (&up)[N]) {
+  if constexpr (!R::kVector) {
 #pragma unroll
-    for (int i = 0; i < N; ++i) both[2 * i] = gate[i], both[2 * i + 1] = up[i];
-    store(row + 2 * run.column, from_acc<T>(both));
+    for (int i = 0; i < N; ++i) {
+      if (!run.has(i)) continue;
+      at[i * R::kStep * layout.step] = gate[i];
+      if (layout.gated()) at[i * R::kStep * layout.step + layout.up] = up[i];
+    }
+  } else if (!run.any()) {
+    return;
+  } else if (layout.step == 2) {
+    Vector<V, 2 * N> both;
+#pragma unroll
+    for (int i = 0; i < N; ++i) both.values[2 * i] = gate[i], both.values[2 * i + 1] = up[i];
+    store(at, both);
   } else {
-    store_run(row, run, gate, layout.step);
-    if (layout.gated()) store_run(row + layout.up, run, up, layout.step);
+    Vector<V, N> one, other;
+#pragma unroll
+    for (int i = 0; i < N; ++i) one.values[i] = gate[i], other.values[i] = up[i];
+    store(at, one);
+    if (layout.gated()) store(at + layout.up, other);
+  }
+}
+
+// The parts of a run as they came from memory: alternating where a vector of both was loaded, else gate before up.
+template <class V, class R, int N>
+__device__ void load_parts(const V* at, const RowLayout& layout, const R& run, V (&flat)[N]) {
+  if constexpr (!R::kVector) {
+#pragma unroll
+    for (int i = 0; i < N / 2; ++i) {
+      if (!run.has(i)) continue;
+      flat[i] = at[i * R::kStep * layout.step];
+      if (layout.gated()) flat[N / 2 + i] = at[i * R::kStep * layout.step + layout.up];
+    }
+  } else if (!run.any()) {
+    return;
+  } else if (layout.step == 2) {
+    const Vector<V, N> both = load<N>(at);
+#pragma unroll
+    for (int i = 0; i < N; ++i) flat[i] = both.values[i];
+  } else {
+    const Vector<V, N / 2> one = load<N / 2>(at);
+#pragma unroll
+    for (int i = 0; i < N / 2; ++i) flat[i] = one.values[i];
+    if (!layout.gated()) return;
+    const Vector<V, N / 2> other = load<N / 2>(at + layout.up);
+#pragma unroll
+    for (int i = 0; i < N / 2; ++i) flat[N / 2 + i] = other.values[i];
   }
 }
 
@@ -125,6 +164,16 @@ __device__ Acc row_weight(const void* topk_weights, const int32_t* row_to_slot, 
   if (!topk_weights) return Acc(1);
   const int32_t slot = row_to_slot[row];
   return slot >= 0 && slot < num_slots ? static_cast<const Acc*>(topk_weights)[slot] : Acc(0);
+}
+
+// Calls body(std::true_type()) where runs move as vectors, body(std::false_type()) where they don't.
+template <class Body>
+__device__ void with_vectors(bool vector, const Body& body) {
+  if (vector) {
+    body(std::true_type());
+  } else {
+    body(std::false_type());
+  }
 }
 
 }  // namespace moe::cuda

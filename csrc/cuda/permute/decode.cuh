@@ -1,5 +1,5 @@
-// The order of rows without a sort, for at most kMaxDecodeSlots slots: every block of a product finds its own tile among
-// all ids, so no kernel has to run before the first product.
+// The order of rows without a sort, for at most kMaxDecodeSlots slots: every block of a product finds its own tile
+// among all ids, so no kernel has to run before the first product.
 //
 // Each slot compares its expert with every other: slots of lower experts, and earlier ones of its own, come before it.
 // That is its row, and its rank in its expert says whether a tile begins there. The rows where tiles begin are bits of

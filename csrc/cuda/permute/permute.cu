@@ -1,8 +1,9 @@
 // permute: a stable counting sort of slots by expert. Contract: moe/permute.h.
 //
-// Slots are cut into ranges, one per warp. Each warp counts its slots per expert; a prefix sum over (expert, range) gives
-// each warp the first row of its slots of each expert; then each warp walks its slots in order, 32 at a time, where lanes
-// with the same expert find each other by a match. Nothing depends on which warp is first: atomics only count.
+// Slots are cut into ranges, one per warp. Each warp counts its slots per expert; a prefix sum over (expert, range)
+// gives each warp the first row of its slots of each expert; then each warp walks its slots in order, 32 at a time,
+// where lanes with the same expert find each other by a match. Nothing depends on which warp is first: atomics only
+// count.
 //
 // Few slots: one block does it all. Many: chunks of slots are blocks, and the three parts are launches. Slots that a
 // capacity drops are those whose rank in their expert is too high. Where whole choices come first, a sort in that order

@@ -7,10 +7,10 @@
 namespace moe::cuda {
 
 struct PermutePlan {
-  bool one_block;         // one launch of one block, else chunks of slots in three launches
-  bool shared_counters;   // a warp's counters of all experts fit shared memory, else they lie in the workspace
-  int32_t warps;          // of a block, with counters of their own
-  uint32_t chunk_slots;   // a multiple of 32
+  bool one_block;        // one launch of one block, else chunks of slots in three launches
+  bool shared_counters;  // a warp's counters of all experts fit shared memory, else they lie in the workspace
+  int32_t warps;         // of a block, with counters of their own
+  uint32_t chunk_slots;  // a multiple of 32
   int32_t num_chunks;
   int64_t workspace_bytes;
 
@@ -22,7 +22,7 @@ constexpr int64_t kOneBlockSlots = 16 * 1024;
 constexpr int64_t kMaxSharedCounters = 9 * 1024;
 
 inline PermutePlan plan_permute(int64_t num_slots, int64_t num_experts) {
-  constexpr int64_t kSlotsPerWarp = 512, kMaxChunks = 1024;
+  constexpr int64_t kSlotsPerWarp = 256, kMaxChunks = 1024;
   PermutePlan plan = {};
   plan.shared_counters = num_experts <= kMaxSharedCounters;
   plan.one_block = plan.shared_counters && num_slots <= kOneBlockSlots;

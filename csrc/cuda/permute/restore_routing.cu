@@ -1,4 +1,5 @@
-// What forward knew about the order of rows, made again from what is kept for backward. Contract: cuda/permute/permute.h.
+// What forward knew about the order of rows, made again from what is kept for backward. Contract:
+// cuda/permute/permute.h.
 //
 // Block 0 makes the tiles, as permute does; the other blocks scatter slots to their rows. Rows that no slot names must
 // read -1. One block clears them itself before it scatters. Many blocks cannot wait for each other, so they find the

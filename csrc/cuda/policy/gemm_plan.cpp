@@ -7,7 +7,13 @@ namespace {
 
 bool is_half(DType dtype) { return dtype == DType::kBFloat16 || dtype == DType::kFloat16; }
 
-bool has_wgmma(const GemmProblem& p) { return p.capability == 90 && p.aligned && is_half(p.dtype); }
+bool has_wgmma([[maybe_unused]] const GemmProblem& p) {
+#ifdef MOE_EXT_WITHOUT_WGMMA
+  return false;
+#else
+  return p.capability == 90 && p.aligned && is_half(p.dtype);
+#endif
+}
 
 bool has_mma(const GemmProblem& p) {
   return p.capability >= 80 && p.aligned && (is_half(p.dtype) || (p.dtype == DType::kFloat32 && p.allow_tf32));
@@ -34,8 +40,8 @@ GemmPlan simt_plan(const GemmProblem& p, int32_t block_m) {
   return {Family::kSimt, block_m, 64, p.dtype == DType::kFloat64 ? 8 : 16, 2};
 }
 
-// 128 rows keep the tensor cores busiest. Fewer pay where an expert has fewer: what a tile has too much is multiplied in
-// vain, and with so few rows the weight's way through memory decides anyway.
+// 128 rows keep the tensor cores busiest. Fewer pay where an expert has fewer: what a tile has too much is multiplied
+// in vain, and with so few rows the weight's way through memory decides anyway.
 constexpr int64_t kRowsFor16 = 16, kRowsFor64 = 96;
 
 GemmPlan mma_rows_plan(const GemmProblem& p) {

@@ -15,9 +15,11 @@ __device__ __forceinline__ void copy_async(uint32_t to, const void* from) {
   asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
 }
 
-// Copies 16 bytes, or writes 16 zeros and reads nothing.
+// Copies 16 bytes to `to` + kOffset, or writes 16 zeros and reads nothing.
+template <int kOffset = 0>
 __device__ __forceinline__ void copy_async_or_zero(uint32_t to, const void* from, bool valid) {
-  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(valid ? 16 : 0)
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0 + %3], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(valid ? 16 : 0),
+               "n"(kOffset)
                : "memory");
 }
 

@@ -18,4 +18,8 @@ __device__ __forceinline__ void store_shared(uint32_t to, float x, float y, floa
   asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(to), "f"(x), "f"(y), "f"(z), "f"(w) : "memory");
 }
 
+__device__ __forceinline__ void store_shared(uint32_t to, double x, double y) {
+  asm volatile("st.shared.v2.f64 [%0], {%1, %2};" ::"r"(to), "d"(x), "d"(y) : "memory");
+}
+
 }  // namespace moe::cuda::ptx

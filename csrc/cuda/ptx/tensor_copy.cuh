@@ -9,8 +9,8 @@
 
 namespace moe::cuda::ptx {
 
-// The box at (x, y, z), x counting the contiguous elements; what lies outside of the tensor becomes zeros, and its bytes
-// count too. `to` is a multiple of 128, of 1024 where the map swizzles rows of 128 bytes.
+// The box at (x, y, z), x counting the contiguous elements; what lies outside of the tensor becomes zeros, and its
+// bytes count too. `to` is a multiple of 128, of 1024 where the map swizzles rows of 128 bytes.
 __device__ __forceinline__ void copy_box(uint32_t to, const CUtensorMap& map, int32_t x, int32_t y, int32_t z,
                                          uint64_t& barrier) {
   asm volatile(

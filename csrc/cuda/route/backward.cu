@@ -16,12 +16,6 @@ namespace {
 
 constexpr int kThreads = 128;
 
-__device__ float load_logit(DType dtype, const void* logits, int64_t place) {
-  if (dtype == DType::kBFloat16) return to_acc(static_cast<const __nv_bfloat16*>(logits)[place]);
-  if (dtype == DType::kFloat16) return to_acc(static_cast<const __half*>(logits)[place]);
-  return static_cast<const float*>(logits)[place];
-}
-
 template <class T, int kLanes, int kRegisters>
 __device__ void store(T* row, int num_experts, const float (&values)[kRegisters]) {
 #pragma unroll
@@ -59,6 +53,28 @@ __device__ ChoiceSums<float> sum_choices(const RouteRule& rule, const Choice<flo
   return sums;
 }
 
+// row += the gradient of score_sums, for scores that look at one logit alone.
+template <int kLanes, class Logit>
+__device__ void add_score_sums(const RouteRule& rule, int num_experts, const float* grad, const Logit& raw_logit,
+                               float* row) {
+  using Group = Lanes<kLanes>;
+  const bool sanitize = rule.nonfinite == NonFinite::kSanitize;
+  float total = 0.0f, product = 0.0f;
+  Group::for_each(num_experts, [&](int64_t i) {
+    const float raw = raw_logit(i), s = score_of(rule.score, sanitize ? sanitized(raw) : raw);
+    total += s;
+    product += grad[i] * s;
+  });
+  StatisticsGradient<float> statistics;
+  statistics.score_sum = Group::sum(total);
+  statistics.inner_product = Group::sum(product) / statistics.score_sum;
+  Group::for_each(num_experts, [&](int64_t i) {
+    const float z = raw_logit(i);
+    if (sanitize && !(z < infinity(float()))) return;
+    row[i] += statistics.by_logit(rule.score, z, score_of(rule.score, z), grad[i]);
+  });
+}
+
 template <int kLanes, int kRegisters>
 __global__ void __launch_bounds__(kThreads) route_backward_kernel(const RouteBackwardParams p) {
   using Group = Lanes<kLanes>;
@@ -75,7 +91,8 @@ __global__ void __launch_bounds__(kThreads) route_backward_kernel(const RouteBac
   const bool sanitize = rule.nonfinite == NonFinite::kSanitize;
   const bool softmax_before = rule.score == Score::kSoftmax && !rule.softmax_after;
   const bool of_scores = p.grad_score_sums != nullptr, of_z = p.grad_z_sum != nullptr;
-  const bool whole_row = softmax_before || of_scores || of_z;
+  const bool needs_softmax = softmax_before || of_z || (rule.softmax_after && of_scores);
+  const auto raw_logit = [&](int64_t i) { return load_logit<float>(p.dtype, p.logits, first_logit + i); };
 
   Choice<float> choice = {};
   int32_t id = -1;
@@ -84,104 +101,78 @@ __global__ void __launch_bounds__(kThreads) route_backward_kernel(const RouteBac
     choice.grad = static_cast<const float*>(p.grad_weights)[token * top_k + lane] * static_cast<float>(rule.scale);
   }
   choice.valid = id >= 0 && id < num_experts;
-  if (!choice.valid) choice.grad = 0.0f;
   const bool any_valid = Group::any(choice.valid);
 
-  // The row: z, its probabilities where anything asks for them, and which entries were replaced.
-  Row<kLanes, kRegisters> row;
-  float probabilities[kRegisters];
-  float maximum = 0.0f, sum = 0.0f;
+  // Logits, then exponentials.
+  Row<kLanes, kRegisters> row = {};
+  Softmax<float> softmax;
   uint32_t replaced = 0;
-  if (whole_row) {
+  if (needs_softmax) {
     row.load(p.dtype, p.logits, first_logit, any_valid ? num_experts : 0);
-    if (sanitize) {
-#pragma unroll
-      for (int r = 0; r < kRegisters; ++r) replaced |= row.z[r] < infinity(float()) ? 0 : 1u << r;
-      row.sanitize();
-    }
-    if (rule.score == Score::kSoftmax || of_z) {
-      maximum = row.maximum();
-      sum = row.exponentials(maximum, probabilities);
-      row.divide(probabilities, sum);
-    }
-#pragma unroll
-    for (int r = 0; r < kRegisters; ++r) shared_row[row.expert(r)] = row.z[r];
+    if (sanitize) replaced = row.sanitize();
+    row.to_memory(shared_row);
+    softmax = row.exponentiate();
     __syncwarp();
   }
 
   bool choice_replaced = false;
   if (choice.valid) {
-    const float z = whole_row ? shared_row[id] : load_logit(p.dtype, p.logits, first_logit + id);
+    const float z = needs_softmax ? shared_row[id] : raw_logit(id);
     choice_replaced = sanitize && !(z < infinity(float()));
     choice.z = sanitize ? sanitized(z) : z;
   }
-  if (softmax_before) {
-    choice.score = exp_of(choice.z - maximum) / sum;
-  } else if (rule.softmax_after) {
-    const float largest = Group::maximum(choice.valid ? choice.z : -infinity(float()));
-    choice.score = choice.valid ? exp_of(choice.z - largest) : 0.0f;
-    choice.score /= Group::sum(choice.score);
+  if (rule.score == Score::kSoftmax) {
+    Softmax<float> over = softmax;
+    if (rule.softmax_after) {
+      over.maximum = Group::maximum(choice.valid ? choice.z : -infinity(float()));
+      over.sum = Group::sum(choice.valid ? exp_below(choice.z - over.maximum) : 0.0f);
+    }
+    choice.score = over.probability(choice.z);
   } else {
     choice.score = score_of(rule.score, choice.z);
   }
-  if (!choice.valid) choice.score = 0.0f;
+  if (!choice.valid) choice.score = choice.grad = 0.0f;
   const ChoiceSums<float> sums = sum_choices<kLanes>(rule, choice);
 
   __syncwarp();
 #pragma unroll
-  for (int r = 0; r < kRegisters; ++r) shared_row[r * kLanes + lane] = 0.0f;
+  for (int r = 0; r < kRegisters; ++r) shared_row[row.expert(r)] = 0.0f;
   __syncwarp();
   scatter<kLanes>(shared_row, row_of_block % (32 / kLanes), top_k, choice.valid && !choice_replaced, id,
                   sums.contribution(rule, choice));
   __syncwarp();
+  if (of_scores && rule.score != Score::kSoftmax) {
+    add_score_sums<kLanes>(rule, any_valid ? num_experts : 0, static_cast<const float*>(p.grad_score_sums), raw_logit,
+                           shared_row);
+  }
 
+  const float by_z = of_z ? 2.0f * softmax.z_slope(rule.nonfinite) * *static_cast<const float*>(p.grad_z_sum) : 0.0f;
+  const float inverse = 1.0f / softmax.sum;
   float grad[kRegisters];
 #pragma unroll
-  for (int r = 0; r < kRegisters; ++r) grad[r] = shared_row[r * kLanes + lane];
-  if (whole_row) {
-    const auto grad_of_sum = [&](int r) {
-      return of_scores && row.expert(r) < num_experts ? static_cast<const float*>(p.grad_score_sums)[row.expert(r)]
-                                                      : 0.0f;
-    };
-    StatisticsGradient<float> statistics;
-    if (of_z) statistics.set_z(rule, maximum, sum, *static_cast<const float*>(p.grad_z_sum));
-    if (rule.score == Score::kSoftmax) {
-      if (of_scores) {
-        float products[kRegisters];
-#pragma unroll
-        for (int r = 0; r < kRegisters; ++r) products[r] = grad_of_sum(r) * probabilities[r];
-        statistics.inner_product = row.sum(products);
-      }
+  for (int r = 0; r < kRegisters; ++r) grad[r] = shared_row[row.expert(r)];
+  if (needs_softmax) {
+    float sum_gradients[kRegisters] = {}, inner_product = 0.0f;
+    if (of_scores && rule.score == Score::kSoftmax) {
 #pragma unroll
       for (int r = 0; r < kRegisters; ++r) {
-        float by_probability = grad_of_sum(r) - statistics.inner_product + statistics.by_probability;
-        if (softmax_before) by_probability += grad[r] - sums.inner_product;
-        grad[r] = (softmax_before ? 0.0f : grad[r]) + probabilities[r] * by_probability;
+        const int expert = row.expert(r);
+        if (expert < num_experts) sum_gradients[r] = static_cast<const float*>(p.grad_score_sums)[expert];
+        inner_product += sum_gradients[r] * (row.values[r] * inverse);
       }
-    } else {
-      if (of_scores) {
-        float scores[kRegisters], products[kRegisters];
-#pragma unroll
-        for (int r = 0; r < kRegisters; ++r) {
-          scores[r] = row.expert(r) < num_experts ? score_of(rule.score, row.z[r]) : 0.0f;
-          products[r] = grad_of_sum(r) * scores[r];
-        }
-        statistics.score_sum = row.sum(scores);
-        statistics.inner_product = row.sum(products) / statistics.score_sum;
-#pragma unroll
-        for (int r = 0; r < kRegisters; ++r) {
-          grad[r] += statistics.by_logit(rule.score, row.z[r], scores[r], grad_of_sum(r));
-        }
-      }
-      if (of_z) {
-#pragma unroll
-        for (int r = 0; r < kRegisters; ++r) grad[r] += probabilities[r] * statistics.by_probability;
-      }
+      inner_product = Group::sum(inner_product);
     }
+    const float constant = by_z - inner_product - (softmax_before ? sums.inner_product : 0.0f);
 #pragma unroll
     for (int r = 0; r < kRegisters; ++r) {
-      if ((replaced >> r & 1) != 0 || !any_valid) grad[r] = 0.0f;
+      const float by_probability = sum_gradients[r] + constant;
+      const float probability = row.values[r] * inverse;
+      grad[r] = softmax_before ? probability * (grad[r] + by_probability) : grad[r] + probability * by_probability;
     }
+  }
+#pragma unroll
+  for (int r = 0; r < kRegisters; ++r) {
+    if ((replaced >> r & 1) != 0 || !any_valid) grad[r] = 0.0f;
   }
   if (!inside) return;
   const int64_t first = token * p.num_experts;

@@ -12,12 +12,6 @@ namespace {
 
 using Warp = Lanes<32>;
 
-// body(i) for i = lane, lane + 32, ...
-template <class Body>
-__device__ void for_all(int64_t count, const Body& body) {
-  for (int64_t i = threadIdx.x; i < count; i += 32) body(i);
-}
-
 template <class T>
 class GradientOfRow {
   using A = acc_t<T>;
@@ -35,19 +29,24 @@ class GradientOfRow {
 
   __device__ void run() {
     bool valid = false;
-    for_all(p_.top_k, [&](int64_t k) { valid |= is_valid(ids_[k]); });
+    Warp::for_each(p_.top_k, [&](int64_t k) { valid |= is_valid(ids_[k]); });
     if (!Warp::any(valid)) {
-      for_all(p_.num_experts, [&](int64_t i) { out_[i] = from_acc<T>(A(0)); });
+      Warp::for_each(p_.num_experts, [&](int64_t i) { out_[i] = from_acc<T>(A(0)); });
       return;
     }
     const bool statistics = p_.grad_score_sums != nullptr || p_.grad_z_sum != nullptr;
-    if (softmax_before_ || statistics) find_row_softmax();
-    if (rule_.softmax_after) find_chosen_softmax();
+    if (softmax_before_ || statistics) {
+      row_softmax_ = Softmax<A>::template of<32>(p_.num_experts, [&](int64_t i) { return logit(i); });
+    }
+    if (rule_.softmax_after) {
+      chosen_softmax_ = Softmax<A>::template of<32>(
+          p_.top_k, [&](int64_t k) { return is_valid(ids_[k]) ? logit(ids_[k]) : -infinity(A()); });
+    }
     find_sums();
     if (statistics) find_statistics();
-    for_all(p_.num_experts, [&](int64_t i) { out_[i] = from_acc<T>(gradient(i, A(0))); });
+    Warp::for_each(p_.num_experts, [&](int64_t i) { out_[i] = from_acc<T>(gradient(i, A(0))); });
     __syncwarp();
-    for_all(p_.top_k, [&](int64_t k) {
+    Warp::for_each(p_.top_k, [&](int64_t k) {
       if (!is_valid(ids_[k])) return;
       // An id may stand more than once: its first place adds up all.
       A added = 0;
@@ -63,7 +62,6 @@ class GradientOfRow {
  private:
   __device__ bool is_valid(int32_t id) const { return id >= 0 && id < p_.num_experts; }
   __device__ A logit(int64_t i) const { return sanitize_ ? sanitized(to_acc(logits_[i])) : to_acc(logits_[i]); }
-  __device__ A probability(A z) const { return exp_of(z - maximum_) / sum_; }
   __device__ A grad_of_sum(int64_t i) const {
     return p_.grad_score_sums != nullptr ? static_cast<const A*>(p_.grad_score_sums)[i] : A(0);
   }
@@ -74,35 +72,15 @@ class GradientOfRow {
     if (!c.valid) return c;
     c.z = logit(ids_[k]);
     c.grad = incoming_[k] * static_cast<A>(rule_.scale);
-    c.score = softmax_before_      ? probability(c.z)
-              : rule_.softmax_after ? exp_of(c.z - chosen_maximum_) / chosen_sum_
+    c.score = softmax_before_       ? row_softmax_.probability(c.z)
+              : rule_.softmax_after ? chosen_softmax_.probability(c.z)
                                     : score_of(rule_.score, c.z);
     return c;
   }
 
-  __device__ void find_row_softmax() {
-    A maximum = -infinity(A()), sum = 0;
-    for_all(p_.num_experts, [&](int64_t i) { maximum = fmax(maximum, logit(i)); });
-    maximum_ = Warp::maximum(maximum);
-    for_all(p_.num_experts, [&](int64_t i) { sum += exp_of(logit(i) - maximum_); });
-    sum_ = Warp::sum(sum);
-  }
-
-  __device__ void find_chosen_softmax() {
-    A maximum = -infinity(A()), sum = 0;
-    for_all(p_.top_k, [&](int64_t k) {
-      if (is_valid(ids_[k])) maximum = fmax(maximum, logit(ids_[k]));
-    });
-    chosen_maximum_ = Warp::maximum(maximum);
-    for_all(p_.top_k, [&](int64_t k) {
-      if (is_valid(ids_[k])) sum += exp_of(logit(ids_[k]) - chosen_maximum_);
-    });
-    chosen_sum_ = Warp::sum(sum);
-  }
-
   __device__ void find_sums() {
     A scores = 0, weighted = 0, inner_product = 0;
-    for_all(p_.top_k, [&](int64_t k) {
+    Warp::for_each(p_.top_k, [&](int64_t k) {
       const Choice<A> c = choice(k);
       scores += c.score;
       weighted += c.grad * c.score;
@@ -111,7 +89,7 @@ class GradientOfRow {
     weighted = Warp::sum(weighted);
     if (rule_.renormalize) sums_.mean_gradient = weighted / sums_.scores;
     if (rule_.score != Score::kSoftmax) return;
-    for_all(p_.top_k, [&](int64_t k) {
+    Warp::for_each(p_.top_k, [&](int64_t k) {
       const Choice<A> c = choice(k);
       if (c.valid) inner_product += sums_.score_gradient(rule_, c) * c.score;
     });
@@ -119,11 +97,13 @@ class GradientOfRow {
   }
 
   __device__ void find_statistics() {
-    if (p_.grad_z_sum != nullptr) statistics_.set_z(rule_, maximum_, sum_, *static_cast<const A*>(p_.grad_z_sum));
+    if (p_.grad_z_sum != nullptr) {
+      statistics_.by_probability = 2 * row_softmax_.z_slope(rule_.nonfinite) * *static_cast<const A*>(p_.grad_z_sum);
+    }
     if (p_.grad_score_sums == nullptr) return;
     A scores = 0, weighted = 0;
-    for_all(p_.num_experts, [&](int64_t i) {
-      const A s = rule_.score == Score::kSoftmax ? probability(logit(i)) : score_of(rule_.score, logit(i));
+    Warp::for_each(p_.num_experts, [&](int64_t i) {
+      const A s = rule_.score == Score::kSoftmax ? row_softmax_.probability(logit(i)) : score_of(rule_.score, logit(i));
       scores += s;
       weighted += grad_of_sum(i) * s;
     });
@@ -149,7 +129,7 @@ class GradientOfRow {
     }
     const bool asks = softmax_before_ || p_.grad_z_sum != nullptr ||
                       (p_.grad_score_sums != nullptr && rule_.score == Score::kSoftmax);
-    return asks ? result + probability(logit(i)) * by_probability : result;
+    return asks ? result + row_softmax_.probability(logit(i)) * by_probability : result;
   }
 
   const RouteBackwardParams& p_;
@@ -159,8 +139,7 @@ class GradientOfRow {
   const int32_t* ids_;
   const A* incoming_;
   T* out_;
-  A maximum_ = 0, sum_ = 0;                // of the softmax over all experts
-  A chosen_maximum_ = 0, chosen_sum_ = 0;  // of the softmax over the chosen ones
+  Softmax<A> row_softmax_, chosen_softmax_;  // over all experts, and over the chosen ones
   ChoiceSums<A> sums_;
   StatisticsGradient<A> statistics_;
 };

@@ -46,13 +46,7 @@ struct StatisticsGradient {
 
   // Of a logit, for scores that look at one logit alone. Where all scores have underflowed, so have their slopes.
   __device__ A by_logit(Score score, A z, A s, A grad) const {
-    return score_sum > 0 ? (grad - inner_product) / score_sum * slope_of(score, z, s) : A(0);
-  }
-
-  __device__ void set_z(const RouteRule& rule, A maximum, A sum, A grad) {
-    const A lse = maximum + log(sum);
-    const bool counted = rule.nonfinite != NonFinite::kSanitize || lse * lse < infinity(A());
-    by_probability = counted ? 2 * lse * grad : A(0);
+    return is_tiny(score_sum) ? A(0) : (grad - inner_product) / score_sum * slope_of(score, z, s);
   }
 };
 

@@ -37,28 +37,6 @@ struct Shared {
   float z_squares[kRows];
 };
 
-// Scores; for the softmax over all experts also what it is made of.
-template <int kLanes, int kRegisters>
-struct Scores {
-  float values[kRegisters];
-  float maximum, sum;
-
-  __device__ Scores(const RouteRule& rule, const Row<kLanes, kRegisters>& row) {
-    if (rule.score == Score::kSoftmax && !rule.softmax_after) {
-      softmax(row);
-    } else {
-#pragma unroll
-      for (int r = 0; r < kRegisters; ++r) values[r] = score_of(rule.score, row.z[r]);
-    }
-  }
-
-  __device__ void softmax(const Row<kLanes, kRegisters>& row) {
-    maximum = row.maximum();
-    sum = row.exponentials(maximum, values);
-    row.divide(values, sum);
-  }
-};
-
 template <int kRegisters>
 __device__ void keep_best_groups(const Schedule& schedule, int num_experts, int32_t (&keys)[kRegisters],
                                  int32_t* row_keys) {
@@ -85,43 +63,38 @@ __device__ float weigh(const RouteRule& rule, float score, int top_k) {
   using Group = Lanes<kLanes>;
   const bool chosen = Group::lane() < top_k;
   if (rule.softmax_after) {
-    const float e = exp_of(__fsub_rn(score, Group::maximum(chosen ? score : -infinity(float()))));
+    const float e = exp_below(score - Group::maximum(chosen ? score : -infinity(float())));
     score = e / Group::sum_in_order(e, top_k);
   }
   if (rule.renormalize) score = score / (Group::sum_in_order(score, top_k) + static_cast<float>(rule.eps));
   return score * static_cast<float>(rule.scale);
 }
 
-// Replaces the row's scores in shared memory by what is added up, and returns the square of logsumexp. The scores of
-// row are spoilt.
-template <int kLanes, int kRegisters>
-__device__ float prepare_statistics(const RouteParams& p, const Row<kLanes, kRegisters>& row, bool alive,
-                                    Scores<kLanes, kRegisters>& scores, float* shared_row) {
-  const bool has_softmax = p.rule.score == Score::kSoftmax && !p.rule.softmax_after;
-  if (!has_softmax) {
-    if (p.rule.score == Score::kSigmoid || p.rule.score == Score::kSqrtSoftplus) {
-#pragma unroll
-      for (int r = 0; r < kRegisters; ++r) {
-        if (row.expert(r) >= p.num_experts) scores.values[r] = 0.0f;
-      }
-      const float sum = at_least_tiny(row.sum(scores.values));
-#pragma unroll
-      for (int r = 0; r < kRegisters; ++r) shared_row[row.expert(r)] = scores.values[r] / sum;
-    }
-    if (p.rule.softmax_after || p.statistics.z_sum != nullptr) scores.softmax(row);
-    if (p.rule.softmax_after) {
-#pragma unroll
-      for (int r = 0; r < kRegisters; ++r) shared_row[row.expert(r)] = scores.values[r];
+// Replaces the row's scores in shared memory by what is added up, and returns the square of logsumexp.
+template <int kLanes>
+__device__ float prepare_statistics(const RouteParams& p, int64_t first_logit, bool alive, Softmax<float> softmax,
+                                    float* shared_row) {
+  using Group = Lanes<kLanes>;
+  const int64_t num_experts = p.num_experts;
+  const auto logit = [&](int64_t i) {
+    const float z = load_logit<float>(p.dtype, p.logits, first_logit + i);
+    return p.rule.nonfinite == NonFinite::kPropagate ? z : sanitized(z);
+  };
+  if (p.statistics.score_sums != nullptr && p.rule.score != Score::kSoftmax) {
+    float sum = 0.0f;
+    Group::for_each(num_experts, [&](int64_t i) { sum += shared_row[i]; });
+    sum = at_least_tiny(Group::sum(sum));
+    Group::for_each(num_experts, [&](int64_t i) { shared_row[i] /= sum; });
+  }
+  if (p.rule.softmax_after || (p.statistics.z_sum != nullptr && p.rule.score != Score::kSoftmax)) {
+    softmax = Softmax<float>::of<kLanes>(alive ? num_experts : 0, logit);
+    if (p.rule.softmax_after && alive) {
+      Group::for_each(num_experts, [&](int64_t i) { shared_row[i] = softmax.probability(logit(i)); });
     }
   }
-  if (!alive) {
-#pragma unroll
-    for (int r = 0; r < kRegisters; ++r) shared_row[row.expert(r)] = 0.0f;
-  }
-  if (p.statistics.z_sum == nullptr || !alive) return 0.0f;
-  const float lse = scores.maximum + logf(scores.sum);
-  const float square = lse * lse;
-  return p.rule.nonfinite == NonFinite::kSanitize && !(square < infinity(float())) ? 0.0f : square;
+  if (alive) return softmax.z_square(p.rule.nonfinite);
+  Group::for_each(num_experts, [&](int64_t i) { shared_row[i] = 0.0f; });
+  return 0.0f;
 }
 
 template <int kLanes, int kRegisters>
@@ -136,8 +109,8 @@ __global__ void __launch_bounds__(kThreads) route_forward_kernel(const RoutePara
   const int lane = Group::lane(), row_of_block = threadIdx.x / kLanes, warp = threadIdx.x / 32;
   const int num_experts = static_cast<int>(p.num_experts), top_k = static_cast<int>(p.top_k);
   float* shared_row = shared.rows[row_of_block];
-  const bool statistics = p.statistics.score_sums != nullptr || p.statistics.expert_counts != nullptr ||
-                          p.statistics.z_sum != nullptr;
+  const bool statistics =
+      p.statistics.score_sums != nullptr || p.statistics.expert_counts != nullptr || p.statistics.z_sum != nullptr;
   float score_sums[kExpertsPerThread] = {}, z_sum = 0.0f;
   if (statistics) {
     for (int i = threadIdx.x; i < kWidth; i += kThreads) shared.counts[i] = 0;
@@ -153,19 +126,19 @@ __global__ void __launch_bounds__(kThreads) route_forward_kernel(const RoutePara
     Row<kLanes, kRegisters> row;
     row.load(p.dtype, p.logits, token * p.logits_stride, inside ? num_experts : 0);
     if (p.rule.nonfinite != NonFinite::kPropagate) {
-      const RowState state = row.sanitize();
-      alive = inside && state.alive;
-      if (p.rule.nonfinite == NonFinite::kError && inside && (state.bad || !alive)) fail_on_nonfinite();
+      const bool bad = Group::any(row.sanitize() != 0);
+      alive = row.maximum() > -infinity(float());
+      if (p.rule.nonfinite == NonFinite::kError && inside && (bad || !alive)) fail_on_nonfinite();
     }
 
-    Scores<kLanes, kRegisters> scores(p.rule, row);
+    const Softmax<float> softmax = row.score(p.rule, shared_row);
+    row.to_memory(shared_row);
     int32_t keys[kRegisters];
 #pragma unroll
     for (int r = 0; r < kRegisters; ++r) {
       const int expert = row.expert(r);
-      shared_row[expert] = scores.values[r];
       const float bias = p.bias != nullptr && expert < num_experts ? p.bias[expert] : 0.0f;
-      keys[r] = expert < num_experts ? rank(scores.values[r], bias) : KeyOf<float>::kLowest;
+      keys[r] = expert < num_experts ? rank(row.values[r], bias) : KeyOf<float>::kLowest;
     }
     if constexpr (kLanes == 32) {
       if (schedule.group_wise) {
@@ -184,7 +157,7 @@ __global__ void __launch_bounds__(kThreads) route_forward_kernel(const RoutePara
     if (statistics) {
       if (alive && lane < top_k) atomicAdd(&shared.counts[expert], 1);
       __syncwarp();
-      const float z_square = prepare_statistics(p, row, alive, scores, shared_row);
+      const float z_square = prepare_statistics<kLanes>(p, token * p.logits_stride, alive, softmax, shared_row);
       if (lane == 0) shared.z_squares[row_of_block] = z_square;
       __syncthreads();
 #pragma unroll
@@ -217,8 +190,7 @@ Outcome start(const RouteParams& p, const Chunks& chunks, Schedule schedule, Str
   using SharedRows = Shared<kLanes, kRegisters>;
   const bool statistics = chunks.count > 0;
   schedule.tokens_per_block = statistics ? chunks.tokens : SharedRows::kRows;
-  const int64_t blocks =
-      statistics ? chunks.count : (p.num_tokens + SharedRows::kRows - 1) / SharedRows::kRows;
+  const int64_t blocks = statistics ? chunks.count : (p.num_tokens + SharedRows::kRows - 1) / SharedRows::kRows;
   const int64_t group_bytes =
       schedule.group_wise ? kWarps * (SharedRows::kWidth + schedule.groups.count) * int64_t{sizeof(int32_t)} : 0;
   return launch("route_forward", route_forward_kernel<kLanes, kRegisters>, dim3(static_cast<uint32_t>(blocks)),

@@ -40,12 +40,6 @@ Layout layout_of(const RouteParams& p, const Chunks& chunks) {
   return layout;
 }
 
-// All lanes call; each gets experts lane, lane + 32, ...
-template <class Body>
-__device__ void for_experts(int64_t num_experts, const Body& body) {
-  for (int64_t i = threadIdx.x; i < num_experts; i += 32) body(i);
-}
-
 template <class A>
 class RowOfAnySize {
  public:
@@ -55,15 +49,15 @@ class RowOfAnySize {
   __device__ void run(int64_t token, bool first_of_chunk) {
     first_logit_ = token * p_.logits_stride;
     if (!look()) {
-      for_experts(p_.top_k, [&](int64_t k) {
+      Warp::for_each(p_.top_k, [&](int64_t k) {
         static_cast<A*>(p_.topk_weights)[token * p_.top_k + k] = 0;
         p_.topk_ids[token * p_.top_k + k] = -1;
       });
       if (first_of_chunk) clear_statistics();
       return;
     }
-    if (is_softmax()) find_sum();
-    for_experts(p_.num_experts, [&](int64_t i) {
+    if (is_softmax()) softmax_ = row_softmax();
+    Warp::for_each(p_.num_experts, [&](int64_t i) {
       keys_[i] = rank(score(logit(i)), p_.bias != nullptr ? static_cast<A>(p_.bias[i]) : A(0));
     });
     __syncwarp();
@@ -79,8 +73,8 @@ class RowOfAnySize {
 
   __device__ void clear_statistics() {
     const RouteStatistics& s = p_.statistics;
-    if (s.score_sums != nullptr) for_experts(p_.num_experts, [&](int64_t i) { score_sums()[i] = 0; });
-    if (s.expert_counts != nullptr) for_experts(p_.num_experts, [&](int64_t i) { expert_counts()[i] = 0; });
+    if (s.score_sums != nullptr) Warp::for_each(p_.num_experts, [&](int64_t i) { score_sums()[i] = 0; });
+    if (s.expert_counts != nullptr) Warp::for_each(p_.num_experts, [&](int64_t i) { expert_counts()[i] = 0; });
     if (s.z_sum != nullptr && threadIdx.x == 0) *z_sum() = 0;
     __syncwarp();
   }
@@ -91,16 +85,7 @@ class RowOfAnySize {
   __device__ int32_t* expert_counts() const { return p_.statistics.expert_counts + blockIdx.x * p_.num_experts; }
   __device__ A* z_sum() const { return static_cast<A*>(p_.statistics.z_sum) + blockIdx.x; }
 
-  __device__ A raw_logit(int64_t i) const {
-    const int64_t place = first_logit_ + i;
-    if constexpr (sizeof(A) == 8) {
-      return static_cast<const double*>(p_.logits)[place];
-    } else {
-      if (p_.dtype == DType::kBFloat16) return to_acc(static_cast<const __nv_bfloat16*>(p_.logits)[place]);
-      if (p_.dtype == DType::kFloat16) return to_acc(static_cast<const __half*>(p_.logits)[place]);
-      return static_cast<const float*>(p_.logits)[place];
-    }
-  }
+  __device__ A raw_logit(int64_t i) const { return load_logit<A>(p_.dtype, p_.logits, first_logit_ + i); }
   __device__ A logit(int64_t i) const {
     const A z = raw_logit(i);
     return p_.rule.nonfinite == NonFinite::kPropagate ? z : sanitized(z);
@@ -110,7 +95,7 @@ class RowOfAnySize {
   __device__ bool look() const {
     if (p_.rule.nonfinite == NonFinite::kPropagate) return true;
     bool bad = false, alive = false;
-    for_experts(p_.num_experts, [&](int64_t i) {
+    Warp::for_each(p_.num_experts, [&](int64_t i) {
       const A z = raw_logit(i);
       bad |= !(z < infinity(A()));
       alive |= sanitized(z) > -infinity(A());
@@ -120,22 +105,17 @@ class RowOfAnySize {
     return alive;
   }
 
-  __device__ void find_sum() {
-    A maximum = -infinity(A()), sum = 0;
-    for_experts(p_.num_experts, [&](int64_t i) { maximum = fmax(maximum, logit(i)); });
-    maximum_ = Warp::maximum(maximum);
-    for_experts(p_.num_experts, [&](int64_t i) { sum += exp_of(logit(i) - maximum_); });
-    sum_ = Warp::sum(sum);
+  __device__ Softmax<A> row_softmax() const {
+    return Softmax<A>::template of<32>(p_.num_experts, [&](int64_t i) { return logit(i); });
   }
-  __device__ A probability(A z) const { return exp_of(z - maximum_) / sum_; }
-  __device__ A score(A z) const { return is_softmax() ? probability(z) : score_of(p_.rule.score, z); }
+  __device__ A score(A z) const { return is_softmax() ? softmax_.probability(z) : score_of(p_.rule.score, z); }
 
   __device__ void keep_best_groups() {
     key_t<A>* group_keys = keys_ + p_.num_experts;
     score_groups<A>(groups_, keys_, group_keys);
     __syncwarp();
     const Place<A> last_kept = last_kept_group<A>(groups_, group_keys);
-    for_experts(p_.num_experts, [&](int64_t i) {
+    Warp::for_each(p_.num_experts, [&](int64_t i) {
       const int32_t group = static_cast<int32_t>(i) / groups_.size;
       keys_[i] = filtered<A>(groups_, last_kept, group_keys, group, keys_[i]);
     });
@@ -144,7 +124,7 @@ class RowOfAnySize {
   // The first of this lane's keys.
   __device__ Place<A> best_of_lane() const {
     Place<A> best = Place<A>::last();
-    for_experts(p_.num_experts, [&](int64_t i) {
+    Warp::for_each(p_.num_experts, [&](int64_t i) {
       if (keys_[i] > best.key) best = {keys_[i], static_cast<int32_t>(i)};
     });
     return best;
@@ -176,42 +156,39 @@ class RowOfAnySize {
 
   __device__ void weigh(const int32_t* ids, A* weights) const {
     const auto weight = [&](int64_t k) -> A& { return weights[k]; };  // lane k % 32 alone touches it
-    for_experts(p_.top_k, [&](int64_t k) { weight(k) = score(logit(ids[k])); });
+    Warp::for_each(p_.top_k, [&](int64_t k) { weight(k) = score(logit(ids[k])); });
     if (p_.rule.softmax_after) {
       A maximum = -infinity(A());
-      for_experts(p_.top_k, [&](int64_t k) { maximum = fmax(maximum, weight(k)); });
+      Warp::for_each(p_.top_k, [&](int64_t k) { maximum = fmax(maximum, weight(k)); });
       maximum = Warp::maximum(maximum);
-      for_experts(p_.top_k, [&](int64_t k) { weight(k) = exp_of(weight(k) - maximum); });
+      Warp::for_each(p_.top_k, [&](int64_t k) { weight(k) = exp_below(weight(k) - maximum); });
       const A sum = sum_in_order(weight);
-      for_experts(p_.top_k, [&](int64_t k) { weight(k) /= sum; });
+      Warp::for_each(p_.top_k, [&](int64_t k) { weight(k) /= sum; });
     }
     if (p_.rule.renormalize) {
       const A sum = sum_in_order(weight) + static_cast<A>(p_.rule.eps);
-      for_experts(p_.top_k, [&](int64_t k) { weight(k) /= sum; });
+      Warp::for_each(p_.top_k, [&](int64_t k) { weight(k) /= sum; });
     }
-    for_experts(p_.top_k, [&](int64_t k) { weight(k) *= static_cast<A>(p_.rule.scale); });
+    Warp::for_each(p_.top_k, [&](int64_t k) { weight(k) *= static_cast<A>(p_.rule.scale); });
   }
 
   // Each lane adds to what it owns of the chunk's sums.
   __device__ void add_statistics(const int32_t* ids) {
     const RouteStatistics& s = p_.statistics;
-    if (s.expert_counts != nullptr) for_experts(p_.top_k, [&](int64_t k) { ++expert_counts()[ids[k]]; });
+    if (s.expert_counts != nullptr) Warp::for_each(p_.top_k, [&](int64_t k) { ++expert_counts()[ids[k]]; });
     if (s.score_sums == nullptr && s.z_sum == nullptr) return;
     const bool elementwise = p_.rule.score == Score::kSigmoid || p_.rule.score == Score::kSqrtSoftplus;
     if (s.score_sums != nullptr && elementwise) {
       A sum = 0;
-      for_experts(p_.num_experts, [&](int64_t i) { sum += score(logit(i)); });
+      Warp::for_each(p_.num_experts, [&](int64_t i) { sum += score(logit(i)); });
       sum = at_least_tiny(Warp::sum(sum));
-      for_experts(p_.num_experts, [&](int64_t i) { score_sums()[i] += score(logit(i)) / sum; });
+      Warp::for_each(p_.num_experts, [&](int64_t i) { score_sums()[i] += score(logit(i)) / sum; });
     }
-    if (!is_softmax()) find_sum();
+    if (!is_softmax()) softmax_ = row_softmax();
     if (s.score_sums != nullptr && !elementwise) {
-      for_experts(p_.num_experts, [&](int64_t i) { score_sums()[i] += probability(logit(i)); });
+      Warp::for_each(p_.num_experts, [&](int64_t i) { score_sums()[i] += softmax_.probability(logit(i)); });
     }
-    if (s.z_sum != nullptr && threadIdx.x == 0) {
-      const A lse = maximum_ + log(sum_), square = lse * lse;
-      if (p_.rule.nonfinite != NonFinite::kSanitize || square < infinity(A())) *z_sum() += square;
-    }
+    if (s.z_sum != nullptr && threadIdx.x == 0) *z_sum() += softmax_.z_square(p_.rule.nonfinite);
   }
 
   const RouteParams& p_;
@@ -219,7 +196,7 @@ class RowOfAnySize {
   const bool group_wise_;
   key_t<A>* keys_;
   int64_t first_logit_ = 0;
-  A maximum_ = 0, sum_ = 0;
+  Softmax<A> softmax_;
 };
 
 template <class A>

@@ -54,9 +54,8 @@ __device__ key_t<A> rank(A value) {
   return rank(value, A(0));
 }
 
-// e^x.
-__device__ inline float exp_of(float x) {
-  x = x > 89.0f ? 89.0f : x;
+// e^x for x <= 89.
+__device__ inline float exp_below(float x) {
   x = x < -104.0f ? -104.0f : x;
   const float magic = 12582912.0f;
   const float shifted = __fadd_rn(__fmul_rn(x, 1.44269504f), magic);
@@ -70,14 +69,18 @@ __device__ inline float exp_of(float x) {
   q = __fadd_rn(1.66666672e-1f, __fmul_rn(q, r));
   q = __fadd_rn(0.5f, __fmul_rn(q, r));
   const float p = __fadd_rn(1.0f, __fadd_rn(r, __fmul_rn(__fmul_rn(r, r), q)));
+  constexpr int32_t kOne = 127 << 23;
   const int32_t exponent = __float_as_int(shifted) - __float_as_int(magic);
   const int32_t first = exponent >> 1;
-  const float scale0 = __int_as_float((first + 127) << 23), scale1 = __int_as_float((exponent - first + 127) << 23);
+  const float scale0 = __int_as_float((first << 23) + kOne), scale1 = __int_as_float(((exponent - first) << 23) + kOne);
   return __fmul_rn(__fmul_rn(p, scale0), scale1);
 }
-__device__ inline double exp_of(double x) { return exp(x); }
+__device__ inline double exp_below(double x) { return exp(x); }
 
-__device__ inline float sigmoid(float x) { return __frcp_rn(__fadd_rn(1.0f, exp_of(-x))); }
+// sigmoid(x) = sigmoid_of_exp(exp_below(sigmoid_exponent(x))).
+__device__ inline float sigmoid_exponent(float x) { return -x > 89.0f ? 89.0f : -x; }
+__device__ inline float sigmoid_of_exp(float e) { return __frcp_rn(__fadd_rn(1.0f, e)); }
+__device__ inline float sigmoid(float x) { return sigmoid_of_exp(exp_below(sigmoid_exponent(x))); }
 __device__ inline double sigmoid(double x) { return 1.0 / (1.0 + exp(-x)); }
 
 // log(1 + u) for u in [0, 1].
@@ -94,11 +97,11 @@ __device__ inline double log1p_of_unit(double u) { return log1p(u); }
 
 // The root of log(1 + e^x).
 __device__ inline float sqrt_softplus(float x) {
-  const float u = log1p_of_unit(exp_of(x > 0.0f ? -x : x));
+  const float u = log1p_of_unit(exp_below(x > 0.0f ? -x : x));
   return __fsqrt_rn(x > 0.0f ? __fadd_rn(x, u) : u);
 }
 __device__ inline double sqrt_softplus(double x) {
-  const double u = log1p_of_unit(exp_of(x > 0.0 ? -x : x));
+  const double u = log1p_of_unit(exp(x > 0.0 ? -x : x));
   return sqrt(x > 0.0 ? x + u : u);
 }
 
@@ -122,33 +125,32 @@ __device__ A sanitized(A x) {
   return low == infinity(A()) ? A(FLT_MAX) : low;
 }
 
-// What the sum of scores that may all underflow can be divided by: at least the smallest normal number. NaN stays.
-__device__ inline float at_least_tiny(float x) { return x < FLT_MIN ? FLT_MIN : x; }
-__device__ inline double at_least_tiny(double x) { return x < DBL_MIN ? DBL_MIN : x; }
+// Whether a sum of scores has underflowed; NaN has not. One that has is replaced before anything is divided by it.
+__device__ inline bool is_tiny(float x) { return x < FLT_MIN; }
+__device__ inline bool is_tiny(double x) { return x < DBL_MIN; }
+__device__ inline float at_least_tiny(float x) { return is_tiny(x) ? FLT_MIN : x; }
+__device__ inline double at_least_tiny(double x) { return is_tiny(x) ? DBL_MIN : x; }
 
 // Division by the sum of a row, correctly rounded.
-template <class A>
-class Divide {
+class DivideBy {
  public:
-  __device__ explicit Divide(A divisor) : divisor_(divisor), inverse_(A(1) / divisor) {}
+  __device__ explicit DivideBy(float divisor) : divisor_(divisor), inverse_(1.0f / divisor) {}
 
   // For numerators from 2^-64 to 1, or 0, or NaN, and divisors from 1 to 2^31: no remainder underflows, so two
   // corrections round correctly. needs_care says which numerators are others.
   __device__ float fast(float x) const {
     float q = __fmul_rn(x, inverse_);
-    q = __fmaf_rn(__fmaf_rn(-q, divisor_, x), inverse_, q);
-    return __fmaf_rn(__fmaf_rn(-q, divisor_, x), inverse_, q);
+    q = __fmaf_rn(__fmaf_rn(q, -divisor_, x), inverse_, q);
+    return __fmaf_rn(__fmaf_rn(q, -divisor_, x), inverse_, q);
   }
-  __device__ double fast(double x) const { return x / divisor_; }
   __device__ static bool needs_care(float x) {
     constexpr uint32_t kSmall = (127 - 64) << 23;
     return __float_as_uint(x) - 1 < kSmall - 1;
   }
-  __device__ static bool needs_care(double) { return false; }
-  __device__ A operator()(A x) const { return x / divisor_; }
+  __device__ float operator()(float x) const { return __fdiv_rn(x, divisor_); }
 
  private:
-  A divisor_, inverse_;
+  float divisor_, inverse_;
 };
 
 }  // namespace moe::cuda::routing

@@ -2,14 +2,15 @@
 //
 // With one key a lane, a round is a maximum, a ballot and the lowest holder. With more, every lane's own maximum comes
 // first: the k-th largest of those bounds the k-th largest key from below, so only what reaches it, rarely more than
-// twice top_k keys, can be chosen. If that fits a warp, it is dealt out one a lane; if not, the rounds go over all keys.
+// twice top_k keys, can be chosen. If that fits a warp, it is dealt out one a lane; if not, the rounds go over all
+// keys.
 #pragma once
 
 #include "cuda/route/row.cuh"
 
 namespace moe::cuda::routing {
 
-struct Candidate {
+struct alignas(8) Candidate {
   int32_t key;
   int32_t expert;
 };
@@ -39,7 +40,8 @@ __device__ inline int32_t kth_lane_maximum(int32_t lane_maximum, int top_k) {
   return bound;
 }
 
-// Lane k < top_k <= kLanes gets the expert of the k-th largest key. candidates: 32 for this warp alone. Spoils the keys.
+// Lane k < top_k <= kLanes gets the expert of the k-th largest key. candidates: 32 for this warp alone. Spoils the
+// keys.
 template <int kLanes, int kRegisters>
 __device__ int32_t select(int32_t (&keys)[kRegisters], int top_k, Candidate* candidates) {
   using Group = Lanes<kLanes>;

@@ -37,8 +37,9 @@ struct CombineBackwardParams {
   void* grad_topk_weights;
 };
 
-// out[e] = sum of rows[expert_offsets[e] .. expert_offsets[e+1]) in float32, in row order, rounded once. With a
-// gather, row r is topk_weights[row_to_slot[r]] * rows[row_to_slot[r] / top_k].
+// out[e] = sum of rows[expert_offsets[e] .. expert_offsets[e+1]) in float32, rounded once; in row order on the CPU, on
+// others in an order that depends on the number of rows alone. With a gather, row r is
+// topk_weights[row_to_slot[r]] * rows[row_to_slot[r] / top_k].
 struct SegmentSumParams {
   DType dtype;
   int64_t num_experts;

@@ -89,6 +89,17 @@ struct Experts {
 
   int64_t num_rows() const { return problem.num_tokens * problem.top_k; }
 
+  // Of what is kept of the pre-activation: [R, G], or rows of MXFP8 bytes.
+  int64_t preact_width() const {
+    const bool gated = is_gated(problem.activation.kind);
+    return problem.preact_is_mxfp8 ? mxfp8_row_bytes(problem.intermediate_size, gated) : preact_size;
+  }
+  ScalarType preact_dtype() const { return problem.preact_is_mxfp8 ? ScalarType::Byte : x.scalar_type(); }
+  void check_mxfp8() const {
+    checks.check(!problem.preact_is_mxfp8 || problem.dtype != DType::kFloat64,
+                 "save = fp8 is for Float, BFloat16 and Half, got Double");
+  }
+
   // As many columns of a transient [R, H] buffer as the limit allows, whole cache lines of them.
   void set_slab(const std::optional<int64_t>& workspace_limit) {
     problem.slab_columns = std::max<int64_t>(problem.hidden_size, 1);
@@ -115,7 +126,10 @@ struct FusedExpertsArguments : Experts {
       : Experts("fused_experts", place, given_x, w_gate_up, w_down, given_weights, b_gate_up, b_down, activation, alpha,
                 limit, interleaved, transposed, apply_weights) {
     const FusedExpertsProblem& p = problem;
-    keep_preact = checks.choice(save, "save", {"preact", "none"}) == 0;
+    const int kept = checks.choice(save, "save", {"preact", "fp8", "none"});
+    keep_preact = kept < 2;
+    problem.preact_is_mxfp8 = kept == 1;
+    check_mxfp8();
     set_slab(workspace_limit);
     checks.has_dims(topk_ids, "topk_ids", 2, "[T, K]");
     const ScalarType id_dtype = topk_ids.scalar_type();
@@ -132,7 +146,7 @@ struct FusedExpertsArguments : Experts {
     problem.slot_to_row = Checks::data<int32_t>(slot_to_row);
     y = empty_like(x, {p.num_tokens, p.hidden_size}, x.scalar_type());
     preact =
-        keep_preact ? empty_like(x, {num_rows(), preact_size}, x.scalar_type()) : empty_like(x, {0}, x.scalar_type());
+        keep_preact ? empty_like(x, {num_rows(), preact_width()}, preact_dtype()) : empty_like(x, {0}, x.scalar_type());
   }
 
   void* preact_data() { return keep_preact ? preact.mutable_data_ptr() : nullptr; }
@@ -179,10 +193,12 @@ struct FusedExpertsBackwardArguments : Experts {
     problem.slot_to_row = Checks::data<int32_t>(slot_to_row);
 
     if (preact.numel() > 0) {
+      problem.preact_is_mxfp8 = preact.scalar_type() == ScalarType::Byte;
+      check_mxfp8();
       checks.has_dims(preact, "preact", 2, "[R, G]");
-      checks.has_dtype(preact, "preact", dtype);
+      checks.has_dtype(preact, "preact", preact_dtype());
       checks.has_size(preact, "preact", 0, num_rows(), "R");
-      checks.has_size(preact, "preact", 1, preact_size, "G");
+      checks.has_size(preact, "preact", 1, preact_width(), problem.preact_is_mxfp8 ? "the bytes of a row" : "G");
       kept_preact = torch::stable::contiguous(preact);
       params.preact = kept_preact->const_data_ptr();
     }

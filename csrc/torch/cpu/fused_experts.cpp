@@ -44,7 +44,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> fused_experts(
   if (a.keep_preact) {
     ask_for_huge_pages(a.preact);
     const int64_t used = p.expert_offsets[p.num_experts];
-    const int64_t row_bytes = a.preact_size * size_of(p.dtype);
+    const int64_t row_bytes = a.preact_width() * static_cast<int64_t>(a.preact.element_size());
     std::memset(static_cast<char*>(a.preact_data()) + used * row_bytes, 0, (a.num_rows() - used) * row_bytes);
   }
   a.checks.is_ok(cpu::fused_experts({.problem = p, .preact = a.preact_data(), .y = a.y.mutable_data_ptr()}, parallel));

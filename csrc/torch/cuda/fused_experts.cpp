@@ -13,10 +13,7 @@ namespace moe::torch_ops {
 namespace {
 
 cuda::ExpertsOptions options_of(const Launching& launching, bool deterministic) {
-  return {.device = launching.device(),
-          .allow_tf32 = Launching::allow_tf32(),
-          .deterministic = deterministic,
-          .preact_format = cuda::PreactFormat::kSameAsData};
+  return {.device = launching.device(), .allow_tf32 = Launching::allow_tf32(), .deterministic = deterministic};
 }
 
 void is_ok(const Launching& launching, const cuda::Outcome& outcome, const Experts& experts) {

@@ -2,6 +2,10 @@
 
 #include <dlfcn.h>
 
+#ifdef MOE_EXT_VIRTUAL
+#include "virtual/capture.h"
+#endif
+
 namespace moe::torch_ops {
 
 namespace {
@@ -26,7 +30,9 @@ cuda::Stream current_stream(const Checks& checks, int32_t device) {
 }  // namespace
 
 Launching::Launching(const Checks& checks, const Tensor& on) : checks_(checks), on_(on) {
-#ifndef MOE_EXT_VIRTUAL
+#ifdef MOE_EXT_VIRTUAL
+  stream_ = virtual_gpu::stream();
+#else
   const int32_t index = on.get_device_index();
   guard_.emplace(index);
   stream_ = current_stream(checks, index);

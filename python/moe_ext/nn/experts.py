@@ -46,7 +46,7 @@ class Experts(nn.Module):
         interleaved: bool = False,
         transposed: bool = False,
         apply_weights: Literal["output", "input"] = "output",
-        save: Literal["preact", "none"] = "preact",
+        save: Literal["preact", "fp8", "none"] = "preact",
         workspace_limit: int | None = None,
         deterministic: bool = False,
         init_std: float | None = None,

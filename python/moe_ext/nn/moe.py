@@ -87,7 +87,7 @@ class MoE(nn.Module):
         alpha: float = 1.702,
         limit: float = 7.0,
         apply_weights: Literal["output", "input"] = "output",
-        save: Literal["preact", "none"] = "preact",
+        save: Literal["preact", "fp8", "none"] = "preact",
         workspace_limit: int | None = None,
         deterministic: bool = False,
         score: Literal["softmax", "sigmoid", "sqrtsoftplus", "none"] = "softmax",

@@ -18,6 +18,7 @@ from moe_ext.reference.activations import ACTIVATIONS, GATED_ACTIVATIONS, UNGATE
 from moe_ext.reference.combine import combine
 from moe_ext.reference.fused_experts import fused_experts
 from moe_ext.reference.grouped_gemm import grouped_gemm
+from moe_ext.reference.mxfp8 import mxfp8_decode, mxfp8_encode, mxfp8_row_bytes
 from moe_ext.reference.permute import gather_rows, permute
 from moe_ext.reference.route import route
 
@@ -30,6 +31,9 @@ __all__ = [
     "fused_experts",
     "gather_rows",
     "grouped_gemm",
+    "mxfp8_decode",
+    "mxfp8_encode",
+    "mxfp8_row_bytes",
     "permute",
     "route",
 ]

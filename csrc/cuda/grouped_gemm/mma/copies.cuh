@@ -7,6 +7,7 @@
 // filled with zeros. The loop then has only full steps.
 #pragma once
 
+#include "cuda/common/unrolled.cuh"
 #include "cuda/grouped_gemm/mma/shared_tiles.cuh"
 #include "cuda/ptx/cp_async.cuh"
 
@@ -39,11 +40,10 @@ class KMajorCopy {
   static_assert(kRows % kRowsAtOnce == 0 && kRowsAtOnce % 8 == 0);
 
   __device__ void copy(uint32_t stage, uint32_t valid, int num_k) {
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) {
-      ptx::copy_async_or_zero(stage + to_ + i * kRowsAtOnce * kSliceBytes, from_[i], valid >> i & 1);
+    unrolled<kCount>([&](auto i) {
+      ptx::copy_async_or_zero<i * kRowsAtOnce * kSliceBytes>(stage + to_, from_[i], valid >> i & 1);
       from_[i] += num_k;
-    }
+    });
   }
 
   const T* from_[kCount];
@@ -57,8 +57,8 @@ class NMajorCopy {
  public:
   using Tile = NMajorTile<T, kColumns>;
 
-  // column_of(j): which column of `data` tile column j is, or -1 for zeros; the same for a whole chunk. stride: elements
-  // from one k to the next.
+  // column_of(j): which column of `data` tile column j is, or -1 for zeros; the same for a whole chunk. stride:
+  // elements from one k to the next.
   template <class ColumnOf>
   __device__ NMajorCopy(const T* data, int64_t stride, int thread, const ColumnOf& column_of)
       : to_(Tile::offset(thread / kChunks, thread % kChunks)), k_(thread / kChunks), stride_(stride) {
@@ -68,24 +68,20 @@ class NMajorCopy {
     for (int i = 0; i < kCount; ++i) from_[i] = data + (k_ + i * kRowsAtOnce) * stride + max(column, 0);
   }
 
-  __device__ void first(uint32_t stage, int num_k) {
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) copy(stage, i, valid_ && k_ + i * kRowsAtOnce < num_k, num_k * stride_);
-  }
-
-  __device__ void next(uint32_t stage) {
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) copy(stage, i, valid_, kStep<T> * stride_);
-  }
+  __device__ void first(uint32_t stage, int num_k) { copy(stage, num_k); }
+  __device__ void next(uint32_t stage) { copy(stage, kStep<T>); }
 
  private:
   static constexpr int kChunks = kColumns / kChunk<T>;
   static constexpr int kRowsAtOnce = kThreads / kChunks, kCount = Tile::kRows / kRowsAtOnce;
   static_assert(kThreads % kChunks == 0 && Tile::kRows % kRowsAtOnce == 0);
 
-  __device__ void copy(uint32_t stage, int i, bool valid, int64_t step) {
-    ptx::copy_async_or_zero(stage + to_ + i * kRowsAtOnce * Tile::kRowBytes, from_[i], valid);
-    from_[i] += step;
+  __device__ void copy(uint32_t stage, int num_k) {
+    unrolled<kCount>([&](auto i) {
+      const bool valid = valid_ && (num_k == kStep<T> || k_ + i * kRowsAtOnce < num_k);
+      ptx::copy_async_or_zero<i * kRowsAtOnce * Tile::kRowBytes>(stage + to_, from_[i], valid);
+      from_[i] += num_k * stride_;
+    });
   }
 
   const T* from_[kCount];

@@ -1,4 +1,5 @@
-// A tile of product[r, n] = sum over k of rows[r, k] * weight[expert of r][n, k] by mma.sync, for every chip from sm_80.
+// A tile of product[r, n] = sum over k of rows[r, k] * weight[expert of r][n, k] by mma.sync, for every chip from
+// sm_80.
 //
 // A block multiplies kBlockM sorted rows of one expert by kBlockN columns of its weight; rows are read where they lie,
 // through an index or not. Shared memory is a ring of kStages steps of k, filled by cp.async. A warp has a part of the
@@ -56,7 +57,7 @@ struct MainLoop {
     for (int m = 0; m < kCountM; ++m) {
 #pragma unroll
       for (int n = 0; n < 2 * kCountN; ++n) {
-        const uint32_t(&b)[4] = right.values[n / 2];
+        const uint32_t (&b)[4] = right.values[n / 2];
         ptx::multiply_add<T>(sums[m][n], left.values[m], b[n % 2 * 2], b[n % 2 * 2 + 1]);
       }
     }
@@ -86,22 +87,22 @@ struct MainLoop {
     Left left[2];
     Right right[2];
     uint32_t stage = shared;
-    left[0].load(stage + left_offset, 0);
-    right[0].load(stage + right_offset, 0);
+    left[0].template load<0>(stage + left_offset);
+    right[0].template load<0>(stage + right_offset);
     while (true) {
-#pragma unroll
-      for (int slice = 0; slice + 1 < kSlices; ++slice) {
-        left[(slice + 1) % 2].load(stage + left_offset, slice + 1);
-        right[(slice + 1) % 2].load(stage + right_offset, slice + 1);
+      unrolled<kSlices - 1>([&](auto slice) {
+        constexpr int kNext = slice + 1;
+        left[kNext % 2].template load<kNext>(stage + left_offset);
+        right[kNext % 2].template load<kNext>(stage + right_offset);
         multiply(sums, left[slice % 2], right[slice % 2]);
-      }
+      });
       if (--left_steps == 0) break;
       ptx::wait_for_copies<Shape::kStages - 2>();
       __syncthreads();  // the next stage is there, and nobody reads this one any more
       const uint32_t free = stage;
       stage = stage == shared + (Shape::kStages - 1) * kStageBytes ? shared : stage + kStageBytes;
-      left[0].load(stage + left_offset, 0);
-      right[0].load(stage + right_offset, 0);
+      left[0].template load<0>(stage + left_offset);
+      right[0].template load<0>(stage + right_offset);
       if (left_steps >= Shape::kStages) {
         rows.next(free);
         weight.next(free + kRowBytes);
@@ -133,7 +134,7 @@ __device__ void write_sums(const float (&sums)[kCountM][kCountN][4], uint32_t co
   for (int m = 0; m < kCountM; ++m) {
 #pragma unroll
     for (int n = 0; n < kCountN; ++n) {
-      const float(&values)[4] = sums[m][n];
+      const float (&values)[4] = sums[m][n];
       const uint32_t at = to + (m * 16 * kStride + n * 8) * sizeof(float);
       ptx::store_shared(at, values[0], values[1]);
       ptx::store_shared(at + 8 * kStride * sizeof(float), values[2], values[3]);
@@ -168,8 +169,8 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     if (tile_index >= *product.tiles.count) return;
     tile = product.tiles.tiles[tile_index];
   }
-  const TileColumns columns{
-      order, product.n, column_block * (order == ColumnOrder::kPlain ? Shape::kBlockN : Shape::kBlockN / 2)};
+  const TileColumns columns{order, product.n,
+                            column_block * (order == ColumnOrder::kPlain ? Shape::kBlockN : Shape::kBlockN / 2)};
 
   typename Loop::Sums sums = {};
   if (tile.expert >= 0 && tile.num_rows > 0 && product.k > 0) {

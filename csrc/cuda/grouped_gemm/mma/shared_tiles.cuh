@@ -20,9 +20,9 @@ constexpr int kStep = kMmaStepBytes / sizeof(T);
 template <class T>
 constexpr int kChunk = kChunkBytes / sizeof(T);
 
-// Rows whose k is contiguous. Each slice is a slab of [rows][2 chunks]. The two chunks of a row change places with bit 2
-// of the row, so that 8 rows of a matrix cover all banks; slabs begin 32 bytes further each time, so that the 8 chunks
-// of a row, which neighbouring threads write, do too.
+// Rows whose k is contiguous. Each slice is a slab of [rows][2 chunks]. The two chunks of a row change places with bit
+// 2 of the row, so that 8 rows of a matrix cover all banks; slabs begin 32 bytes further each time, so that the 8
+// chunks of a row, which neighbouring threads write, do too.
 template <int kRows>
 struct KMajorTile {
   static_assert(kRows % 8 == 0);

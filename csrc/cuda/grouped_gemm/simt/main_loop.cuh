@@ -80,10 +80,10 @@ class Sums {
       const int row = row_ + i / Shape::kRowPiece * Shape::kRowPiece * Shape::kRowGroups + i % Shape::kRowPiece;
 #pragma unroll
       for (int j = 0; j < Shape::kColumns; j += Shape::kColumnPiece) {
-        Vector<A, Shape::kColumnPiece> piece;
+        A piece[Shape::kColumnPiece];
 #pragma unroll
-        for (int l = 0; l < Shape::kColumnPiece; ++l) piece.values[l] = total_[i][j + l];
-        store(sums + row * Shape::kSumsStride + column_ + j * Shape::kColumnGroups, piece);
+        for (int l = 0; l < Shape::kColumnPiece; ++l) piece[l] = total_[i][j + l];
+        store_whole(sums + row * Shape::kSumsStride + column_ + j * Shape::kColumnGroups, piece);
       }
     }
   }
@@ -108,10 +108,10 @@ __device__ void product_of_tile(OperandA& a, OperandB& b, int k_end, int thread,
   typename OperandB::Staged staged_b;
   if (steps > 0) {
     hooks.select(0, a, b);
-    a.load(0, k_end, thread, staged_a);
-    b.load(0, k_end, thread, staged_b);
-    a.store(staged_a, thread, tile_a(0));
-    b.store(staged_b, thread, tile_b(0));
+    a.load(0, staged_a);
+    b.load(0, staged_b);
+    a.store(staged_a, tile_a(0));
+    b.store(staged_b, tile_b(0));
   }
   __syncthreads();
   int in_chain = 0;
@@ -120,8 +120,8 @@ __device__ void product_of_tile(OperandA& a, OperandB& b, int k_end, int thread,
     const bool more = step + 1 < steps;
     if (more) {
       hooks.select(step + 1, a, b);
-      a.load((step + 1) * kK, k_end, thread, staged_a);
-      b.load((step + 1) * kK, k_end, thread, staged_b);
+      a.load((step + 1) * kK, staged_a);
+      b.load((step + 1) * kK, staged_b);
     }
     hooks.prefetch(step + 2);
     sums.multiply(tile_a(step), tile_b(step));
@@ -130,8 +130,8 @@ __device__ void product_of_tile(OperandA& a, OperandB& b, int k_end, int thread,
       in_chain = 0;
     }
     if (more) {
-      a.store(staged_a, thread, tile_a(step + 1));
-      b.store(staged_b, thread, tile_b(step + 1));
+      a.store(staged_a, tile_a(step + 1));
+      b.store(staged_b, tile_b(step + 1));
     }
     hooks.commit(step + 2);
     __syncthreads();

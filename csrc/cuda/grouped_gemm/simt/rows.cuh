@@ -59,9 +59,11 @@ __global__ void __launch_bounds__(kThreads, TileShape<T, kBlockM>::kMinBlocks)
     }
     __syncthreads();
     const T* weight = static_cast<const T*>(product.weight.data) + tile.expert * product.weight.expert_stride;
-    Operand<T, kBlockM, false> a = {static_cast<const T*>(product.rows.data), row_offsets, nullptr,
-                                    product.rows.k_stride, launch.rows_access};
-    Operand<T, kBlockN, false> b = {weight, column_offsets, nullptr, product.weight.k_stride, launch.weight_access};
+    const Source<T> rows = {static_cast<const T*>(product.rows.data), row_offsets, product.rows.k_stride,
+                            launch.rows_access};
+    const Source<T> columns = {weight, column_offsets, product.weight.k_stride, launch.weight_access};
+    Operand<T, kBlockM, false> a(rows, product.k, thread);
+    Operand<T, kBlockN, false> b(columns, product.k, thread);
     NoTables none;
     product_of_tile<T, kBlockM>(a, b, product.k, thread, shared, none);
   }

@@ -52,8 +52,8 @@ struct RowTables {
   }
   template <class A, class B>
   __device__ void select(int step, A& a, B& b) const {
-    a.k_offsets = tables[step % 2][0];
-    b.k_offsets = tables[step % 2][1];
+    a.select(tables[step % 2][0]);
+    b.select(tables[step % 2][1]);
   }
 };
 
@@ -61,33 +61,35 @@ template <class T, class Out>
 __device__ void write(const WgradLaunch& launch, int32_t expert, int32_t first_n, int32_t first_k, const acc_t<T>* sums,
                       int thread) {
   using A = acc_t<T>;
-  using R = Run<A>;
-  const WgradProduct& product = launch.product;
-  const TileColumns columns = {ColumnOrder::kPlain, product.k, first_k};
-  const R run = R::template make<kBlockN, kThreads>(columns, launch.vector, thread);
-  if (!run.any()) return;
-  A value[R::kRun], none[R::kRun];
-  for (int row = run.row; row < kBlockM && first_n + row < product.n; row += run.row_step) {
-    read_sums<kBlockN>(sums + row * TileShape<T, kBlockM>::kSumsStride, ColumnOrder::kPlain, run, value, none);
-    Out* out =
-        static_cast<Out*>(product.out) + expert * product.out_expert_stride + (first_n + row) * product.out_n_stride;
-    if (launch.vector) {
-      if (product.accumulate) {
-        A before[R::kRun];
-        to_acc(load<R::kRun>(out + run.column), before);
+  with_vectors(launch.vector, [&]<class Vectors>(Vectors) {
+    using R = Run<A, Vectors::value>;
+    const WgradProduct& product = launch.product;
+    const TileColumns columns = {ColumnOrder::kPlain, product.k, first_k};
+    const R run = R::template make<kBlockN, kThreads>(columns, thread);
+    if (!run.any()) return;
+    A value[R::kRun], none[R::kRun];
+    for (int row = run.row; row < kBlockM && first_n + row < product.n; row += run.row_step) {
+      read_sums<kBlockN>(sums + row * TileShape<T, kBlockM>::kSumsStride, ColumnOrder::kPlain, run, value, none);
+      Out* out = static_cast<Out*>(product.out) + expert * product.out_expert_stride +
+                 (first_n + row) * product.out_n_stride + run.column * product.out_k_stride;
+      if constexpr (R::kVector) {
+        if (product.accumulate) {
+          A before[R::kRun];
+          to_acc(load<R::kRun>(out), before);
 #pragma unroll
-        for (int i = 0; i < R::kRun; ++i) value[i] += before[i];
-      }
-      store(out + run.column, from_acc<Out>(value));
-    } else {
+          for (int i = 0; i < R::kRun; ++i) value[i] += before[i];
+        }
+        store(out, from_acc<Out>(value));
+      } else {
 #pragma unroll
-      for (int i = 0; i < R::kRun; ++i) {
-        if (!run.has(i)) continue;
-        Out& target = out[(run.column + i * run.step) * product.out_k_stride];
-        target = from_acc<Out>(product.accumulate ? to_acc(target) + value[i] : value[i]);
+        for (int i = 0; i < R::kRun; ++i) {
+          if (!run.has(i)) continue;
+          Out& target = out[i * R::kStep * product.out_k_stride];
+          target = from_acc<Out>(product.accumulate ? to_acc(target) + value[i] : value[i]);
+        }
       }
     }
-  }
+  });
 }
 
 template <class T>
@@ -123,10 +125,10 @@ __global__ void __launch_bounds__(kThreads, TileShape<T, kBlockM>::kMinBlocks)
     rows.commit(step);
   }
   __syncthreads();
-  Operand<T, kBlockM, true> left = {static_cast<const T*>(product.left.data), left_columns, nullptr, 0,
-                                    launch.left_access};
-  Operand<T, kBlockN, true> right = {static_cast<const T*>(product.right.data), right_columns, nullptr, 0,
-                                     launch.right_access};
+  Operand<T, kBlockM, true> left({static_cast<const T*>(product.left.data), left_columns, 0, launch.left_access},
+                                 num_rows, thread);
+  Operand<T, kBlockN, true> right({static_cast<const T*>(product.right.data), right_columns, 0, launch.right_access},
+                                  num_rows, thread);
   product_of_tile<T, kBlockM>(left, right, num_rows, thread, shared, rows);
   if (product.accumulate) {
     write<T, A>(launch, expert, first_n, first_k, shared, thread);

@@ -3,7 +3,8 @@
 
 namespace moe::cuda::wgmma {
 
-Outcome activate_backward(const RowsProduct& product, const ActivateBackwardEpilogue& epilogue, const GemmPlan& plan, Stream stream) {
+Outcome activate_backward(const RowsProduct& product, const ActivateBackwardEpilogue& epilogue, const GemmPlan& plan,
+                          Stream stream) {
   return launch_rows("wgmma::activate_backward", product, epilogue, plan, stream);
 }
 

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cuda/grouped_gemm/wgmma/shape.cuh"
+#include "cuda/ptx/store_shared.cuh"
 #include "cuda/ptx/wgmma.cuh"
 
 namespace moe::cuda::wgmma {
@@ -50,6 +51,7 @@ template <int kStages>
 __device__ void pass_stages(int32_t steps, RingPlace<kStages>& place) {
   for (int32_t i = 0; i < steps; ++i, place.next()) {
     place.wait_until_full();
+    __syncwarp();  // or a lane that is late could find the barrier two phases on
     place.release(place.stage());
   }
 }
@@ -58,12 +60,13 @@ __device__ void pass_stages(int32_t steps, RingPlace<kStages>& place) {
 template <int kFirst, int kSecond, int kSums>
 __device__ void write_columns(const float (&sums)[kSums], float* slice, int thread) {
   const int warp = thread / 32, lane = thread % 32;
-  float* const to = slice + (warp * 16 + lane / 4) * kSliceStride + lane % 4 * 2;
+  const uint32_t to = ptx::shared_address(slice + (warp * 16 + lane / 4) * kSliceStride + lane % 4 * 2);
 #pragma unroll
   for (int i = 0; i < kSliceColumns / 8; ++i) {
     const int from = 4 * (i < 4 ? kFirst / 8 + i : kSecond / 8 + i - 4);
-    *reinterpret_cast<float2*>(to + i * 8) = make_float2(sums[from], sums[from + 1]);
-    *reinterpret_cast<float2*>(to + i * 8 + 8 * kSliceStride) = make_float2(sums[from + 2], sums[from + 3]);
+    const uint32_t upper = to + i * 8 * sizeof(float), lower = upper + 8 * kSliceStride * sizeof(float);
+    ptx::store_shared(upper, sums[from], sums[from + 1]);
+    ptx::store_shared(lower, sums[from + 2], sums[from + 3]);
   }
 }
 

@@ -1,8 +1,8 @@
 // How operands lie in shared memory, what describes them to wgmma, and rows that are not loaded by TMA.
 //
-// An operand consists of boxes of 64 rows of 128 bytes, one after the other, each row's 16-byte chunks swizzled: chunk c
-// of row r stands at chunk c ^ (r % 8), as TMA writes it. Rows are either rows or columns of the product with 64 elements
-// of the reduction, or elements of the reduction with 64 rows or columns (transposed).
+// An operand consists of boxes of 64 rows of 128 bytes, one after the other, each row's 16-byte chunks swizzled: chunk
+// c of row r stands at chunk c ^ (r % 8), as TMA writes it. Rows are either rows or columns of the product with 64
+// elements of the reduction, or elements of the reduction with 64 rows or columns (transposed).
 #pragma once
 
 #include <cstdint>

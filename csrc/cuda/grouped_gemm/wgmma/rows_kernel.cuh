@@ -1,10 +1,10 @@
 // Products over sorted rows with wgmma: 128 rows x kBlockN columns of an expert's weight to a tile, 64 of k to a stage.
 //
-// Blocks are persistent: block b works on tiles b, b + gridDim.x, ... of all tiles x column blocks, column blocks fastest.
-// Warpgroup 0 loads: weights by TMA, rows by TMA where they follow each other and fill the tile, else 16 bytes at a
-// time with cp.async. Warpgroups 1 and 2 multiply, each 64 rows, while the next stages load. Sums then go through shared
-// memory, 64 tile columns at a time, to the epilogue. A warpgroup whose rows all lie past the tile's end only passes
-// stages on.
+// Blocks are persistent: block b works on tiles b, b + gridDim.x, ... of all tiles x column blocks, column blocks
+// fastest. Warpgroup 0 loads: weights by TMA, rows by TMA where they follow each other and fill the tile, else 16 bytes
+// at a time with cp.async. Warpgroups 1 and 2 multiply, each 64 rows, while the next stages load. Sums then go through
+// shared memory, 64 tile columns at a time, to the epilogue. A warpgroup whose rows all lie past the tile's end only
+// passes stages on.
 //
 // Each sum is one chain over k ascending, 16 elements to a link, whatever the tile.
 #pragma once
@@ -19,9 +19,9 @@ namespace moe::cuda::wgmma {
 // What the host works out for all blocks.
 struct RowsSchedule {
   ColumnOrder order;
-  bool transposed;       // the weight's elements lie along n
-  bool rows_by_tensor;   // there is a tensor map of the rows
-  int32_t matrix_step;   // from expert to expert in the weight's tensor map: 0 where all share one matrix
+  bool transposed;      // the weight's elements lie along n
+  bool rows_by_tensor;  // there is a tensor map of the rows
+  int32_t matrix_step;  // from expert to expert in the weight's tensor map: 0 where all share one matrix
   int32_t block_outputs;
   uint32_t column_blocks;
   FastDivide to_row_tile;  // by column_blocks

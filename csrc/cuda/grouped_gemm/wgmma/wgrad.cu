@@ -9,6 +9,8 @@
 namespace moe::cuda::wgmma {
 namespace {
 
+constexpr const char* kName = "wgmma::wgrad";
+
 Outcome prepare_operand(DType dtype, WgradOperand& operand, CUtensorMap& map) {
   const RowOperand& rows = operand.rows;
   const MatrixStack matrix{.data = rows.data,
@@ -27,7 +29,7 @@ Outcome launch_block(DType dtype, WgradArguments arguments, int64_t num_experts,
   const int64_t tiles_n = blocks_of(arguments.right.columns, kBlockN);
   const int64_t tiles = tiles_n * blocks_of(arguments.left.columns, kBlockM), works = tiles * num_experts;
   if (works == 0) return {};
-  if (works > INT32_MAX) return {Status::kUnsupported};
+  if (works > INT32_MAX) return {Status::kUnsupported, 0, kName};
   arguments.works = static_cast<uint32_t>(works);
   arguments.tiles_n = static_cast<uint32_t>(tiles_n);
   arguments.tiles = static_cast<uint32_t>(tiles);
@@ -38,8 +40,8 @@ Outcome launch_block(DType dtype, WgradArguments arguments, int64_t num_experts,
   if (outcome.ok()) outcome = prepare_operand(dtype, arguments.right, right_map);
   if (!outcome.ok()) return outcome;
   const dim3 grid(static_cast<unsigned>(std::min<int64_t>(works, device.multiprocessors)));
-  return launch("wgmma::wgrad", wgrad_kernel<T, kBlockN>, grid, dim3(kThreads), sizeof(SharedMemory<kBlockN>), stream,
-                left_map, right_map, arguments);
+  return launch(kName, wgrad_kernel<T, kBlockN>, grid, dim3(kThreads), sizeof(SharedMemory<kBlockN>), stream, left_map,
+                right_map, arguments);
 }
 
 }  // namespace
@@ -60,16 +62,15 @@ Outcome wgrad(const WgradProduct& product, const GemmPlan& plan, Stream stream) 
     std::swap(arguments.left, arguments.right);
     std::swap(arguments.out_stride, unit_stride);
   }
-  const int64_t run = 4, run_bytes = run * (product.accumulate ? 4 : size_of(product.dtype));
+  const int64_t run = 16 / (product.accumulate ? size_of(DType::kFloat32) : size_of(product.dtype));
   arguments.vector = arguments.right.columns % run == 0 && arguments.out_stride % run == 0 &&
-                     product.out_expert_stride % run == 0 &&
-                     reinterpret_cast<uintptr_t>(product.out) % run_bytes == 0;
+                     product.out_expert_stride % run == 0 && reinterpret_cast<uintptr_t>(product.out) % 16 == 0;
   if (unit_stride != 1 || product.num_rows > INT32_MAX || !fits(product.left) || !fits(product.right)) {
-    return {Status::kUnsupported};
+    return {Status::kUnsupported, 0, kName};
   }
   Device device;
   if (const Outcome outcome = current_device(device); !outcome.ok()) return outcome;
-  if (device.capability != kCapability) return {Status::kUnsupported};
+  if (device.capability != kCapability) return {Status::kUnsupported, 0, kName};
   const auto with_block = [&]<class T>(const T*) -> Outcome {
     if (is_plan<256>(plan)) {
       return launch_block<T, 256>(product.dtype, arguments, product.num_experts, device, stream);
@@ -77,11 +78,11 @@ Outcome wgrad(const WgradProduct& product, const GemmPlan& plan, Stream stream) 
     if (is_plan<128>(plan)) {
       return launch_block<T, 128>(product.dtype, arguments, product.num_experts, device, stream);
     }
-    return {Status::kUnsupported};
+    return {Status::kUnsupported, 0, kName};
   };
   if (product.dtype == DType::kBFloat16) return with_block(static_cast<const __nv_bfloat16*>(nullptr));
   if (product.dtype == DType::kFloat16) return with_block(static_cast<const __half*>(nullptr));
-  return {Status::kUnsupported};
+  return {Status::kUnsupported, 0, kName};
 }
 
 }  // namespace moe::cuda::wgmma

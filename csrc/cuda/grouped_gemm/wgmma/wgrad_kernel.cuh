@@ -1,13 +1,15 @@
 // Weight gradients with wgmma: out[e][m, n] (+)= sum over the rows r of e of left[r, m] * right[r, n], where n is the
 // dimension along which out is contiguous. 128 x kBlockN sums to a tile, 64 rows to a stage.
 //
-// Blocks are persistent: block b works on tiles b, b + gridDim.x, ... of all experts x tiles of out, n fastest. Warpgroup 0
-// loads both operands as they are, rows of 128 bytes, which wgmma reads transposed: by TMA where 64 rows follow each
-// other, else 16 bytes at a time with cp.async. Past an expert's last row both operands are zeros. Warpgroups 1 and 2
-// multiply, each 64 of m. An expert without rows has no steps: its sums are zeros.
+// Blocks are persistent: block b works on tiles b, b + gridDim.x, ... of all experts x tiles of out, n fastest.
+// Warpgroup 0 loads both operands as they are, rows of 128 bytes, which wgmma reads transposed: by TMA where 64 rows
+// follow each other, else 16 bytes at a time with cp.async. Past an expert's last row both operands are zeros.
+// Warpgroups 1 and 2 multiply, each 64 of m. An expert without rows has no steps: its sums are zeros.
 //
 // Each sum is one chain over rows ascending, 16 to a link from the expert's first row on, whatever the tile.
 #pragma once
+
+#include <type_traits>
 
 #include "cuda/common/numeric.cuh"
 #include "cuda/grouped_gemm/wgmma/consumer.cuh"
@@ -28,8 +30,8 @@ struct WgradArguments {
   int32_t num_rows;
   void* out;
   int64_t out_expert_stride, out_stride;
-  bool accumulate;  // into float, else out has the operands' type
-  bool vector;      // four columns of out move as one access
+  bool accumulate;                 // into float, else out has the operands' type
+  bool vector;                     // 16 bytes of out move as one access
   uint32_t works, tiles_n, tiles;  // of an expert: tiles along n, tiles in all
   FastDivide by_tiles_n, by_tiles;
 };
@@ -130,33 +132,70 @@ __device__ void produce(SharedMemory<kBlockN>& shared, const CUtensorMap& left_m
   }
 }
 
-// Threads take four neighbouring columns, or single ones where out doesn't allow vectors, of every 8th row.
+// Part of out that a slice goes to. float: what is there is added to.
 template <class Out>
-__device__ void write_out(Out* out, int64_t stride, bool vector, bool accumulate, int rows, int columns,
-                          const float* slice, int thread) {
-  constexpr int kRun = 4, kLanes = kSliceColumns / kRun;
-  const int lane = thread % kLanes, first = vector ? lane * kRun : lane, step = vector ? 1 : kLanes;
-  for (int row = thread / kLanes; row < rows; row += kWarpgroup / kLanes) {
-    Out* const to = out + row * stride;
-    const float* const from = slice + row * kSliceStride;
-    if (vector) {
-      if (first >= columns) continue;
-      float sums[kRun];
-      to_acc(load<kRun>(from + first), sums);
-      if (accumulate) {
-        float before[kRun];
-        to_acc(load<kRun>(to + first), before);
+struct WgradTarget {
+  Out* out;  // at the slice's first row and column
+  int64_t stride;
+  int rows, columns;
+};
+
+// 16 bytes of out to a thread, in every so many rows. Four columns each: the sums, added to what is there.
+__device__ inline void write_vectors(const WgradTarget<float>& target, const float* slice, int thread) {
+  constexpr int kLanes = kSliceColumns / 4, kRowStep = kWarpgroup / kLanes, kCount = kBox / kRowStep;
+  const int column = thread % kLanes * 4, first_row = thread / kLanes;
+  if (column >= target.columns) return;
+  float* const to = target.out + first_row * target.stride + column;
+  // All loads before the first store: their latency is paid once.
+  float4 sums[kCount];
 #pragma unroll
-        for (int i = 0; i < kRun; ++i) sums[i] += before[i];
-      }
-      store(to + first, from_acc<Out>(sums));
-    } else {
+  for (int i = 0; i < kCount; ++i) {
+    if (first_row + i * kRowStep >= target.rows) break;
+    sums[i] = *reinterpret_cast<const float4*>(to + i * kRowStep * target.stride);
+  }
 #pragma unroll
-      for (int i = 0; i < kRun; ++i) {
-        const int column = first + i * step;
-        if (column < columns) to[column] = from_acc<Out>(from[column] + (accumulate ? to_acc(to[column]) : 0.0f));
-      }
-    }
+  for (int i = 0; i < kCount; ++i) {
+    const int row = first_row + i * kRowStep;
+    if (row >= target.rows) break;
+    const float4 more = *reinterpret_cast<const float4*>(slice + row * kSliceStride + column);
+    *reinterpret_cast<float4*>(to + i * kRowStep * target.stride) =
+        make_float4(sums[i].x + more.x, sums[i].y + more.y, sums[i].z + more.z, sums[i].w + more.w);
+  }
+}
+
+// Eight columns each: the sums.
+template <class Out>
+__device__ void write_vectors(const WgradTarget<Out>& target, const float* slice, int thread) {
+  constexpr int kLanes = kSliceColumns / 8, kRowStep = kWarpgroup / kLanes;
+  const int column = thread % kLanes * 8, first_row = thread / kLanes;
+  if (column >= target.columns) return;
+  // Half of each eight threads read their second four columns first, or they would meet in the banks.
+  const int swap = thread % kLanes / 4 * 4;
+  const float* const from = slice + first_row * kSliceStride + column;
+  Out* const to = target.out + first_row * target.stride + column;
+#pragma unroll
+  for (int i = 0; i < kBox / kRowStep; ++i) {
+    if (first_row + i * kRowStep >= target.rows) break;
+    const float* const sums = from + i * kRowStep * kSliceStride;
+    float first[4], second[4];
+    to_acc(load<4>(sums + swap), first);
+    to_acc(load<4>(sums + 4 - swap), second);
+    const Vector<Out, 4> halves[2] = {from_acc<Out>(first), from_acc<Out>(second)};
+    const uint2 one = reinterpret_cast<const uint2&>(halves[0]), other = reinterpret_cast<const uint2&>(halves[1]);
+    const uint2 low = swap == 0 ? one : other, high = swap == 0 ? other : one;
+    // Not needed again soon. Also, the compiler takes a plain store of uint4 apart here.
+    __stcs(reinterpret_cast<uint4*>(to + i * kRowStep * target.stride), make_uint4(low.x, low.y, high.x, high.y));
+  }
+}
+
+template <class Out>
+__device__ void write_elements(const WgradTarget<Out>& target, const float* slice, int thread) {
+  const int column = thread % kSliceColumns;
+  if (column >= target.columns) return;
+  for (int row = thread / kSliceColumns; row < target.rows; row += kWarpgroup / kSliceColumns) {
+    Out& to = target.out[row * target.stride + column];
+    const float before = std::is_same_v<Out, float> ? to_acc(to) : 0.0f;
+    to = from_acc<Out>(slice[row * kSliceStride + column] + before);
   }
 }
 
@@ -185,7 +224,12 @@ __device__ void consume(SharedMemory<kBlockN>& shared, int group, const WgradArg
       ptx::sync_threads<kWarpgroup>(1 + group);
       const auto write = [&]<class Out>(Out* out) {
         out += work.expert * arguments.out_expert_stride + first_m * arguments.out_stride + first_n;
-        write_out(out, arguments.out_stride, arguments.vector, arguments.accumulate, rows, columns, slice, thread);
+        const WgradTarget<Out> target{out, arguments.out_stride, rows, columns};
+        if (arguments.vector) {
+          write_vectors(target, slice, thread);
+        } else {
+          write_elements(target, slice, thread);
+        }
       };
       if (arguments.accumulate) {
         write(static_cast<float*>(arguments.out));
