@@ -36,7 +36,7 @@ def draw(report: Report, path: Path) -> None:
             places = [position + (index - (len(MEASURES) - 1) / 2) * height for position in range(len(layers))]
             bars = axes.barh(places, ratios, height=height, color=colour, label=name)
             axes.bar_label(bars, [f"{ratio:.2f}" if ratio else "" for ratio in ratios], padding=2, fontsize=7)
-        axes.axvline(1, color="#444444", linewidth=1)
+        axes.axvline(1, color="#444444", linewidth=1, zorder=0.6)
         axes.set_title(chip, fontsize=10)
         axes.margins(x=0.15)
         axes.spines[["top", "right", "left"]].set_visible(False)
@@ -47,7 +47,7 @@ def draw(report: Report, path: Path) -> None:
     panels[0][0].invert_yaxis()
     handles, labels = panels[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(MEASURES), frameon=False, fontsize=9)
-    figure.supxlabel("Triton yardstick / moe_ext: above 1 moe_ext asks for less (counters, no time)", fontsize=9)
-    figure.suptitle(title(report), fontsize=10)
+    what = "Triton yardstick / moe_ext: above 1, moe_ext asks for less (counters, no time)"
+    figure.suptitle(f"{title(report)}\n{what}", fontsize=10)
     figure.savefig(path, dpi=150, metadata={"Software": None})
     plt.close(figure)

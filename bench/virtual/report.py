@@ -14,7 +14,7 @@ from bench.virtual.counts import ChipRates, JobCounts
 from bench.virtual.results import Cell, Report
 from bench.virtual.work import Work
 
-TABLE_WIDTH: Final = 150
+TABLE_WIDTH: Final = 155
 _MISSING: Final = "–"
 LAYER: Final = "layer"
 
@@ -56,11 +56,11 @@ MEASURES: Final[dict[str, Callable[[Row], float | None]]] = {
 _HEADINGS: Final = (
     *(f"{name} ×" for name in MEASURES),
     "floor µs",
-    "instr. per kMAC",
+    "instr./kMAC",
     "MMA issued",
-    "bytes of formula",
-    "sectors of ideal",
-    "waves of ideal",
+    "bytes/formula",
+    "sectors/ideal",
+    "waves/ideal",
     "launches",
 )
 
@@ -120,9 +120,9 @@ def notes(report: Report) -> Iterator[str]:
         f"added up ({chips}). A bound from below on data-sheet rates, not a time."
     )
     yield (
-        "Instr.: warp instructions of PTX without moves and polling; per kMAC: for 1000 useful multiply-adds. MMA "
-        "issued: FLOPs given to the matrix units over useful ones. Sectors: 32-byte pieces asked of global memory; of "
-        "ideal: over the bytes asked for. Bytes: distinct sectors that each launch touched; of formula: over the least "
+        "Instr.: warp instructions of PTX without moves and polling; /kMAC: for 1000 useful multiply-adds. MMA "
+        "issued: FLOPs given to the matrix units over useful ones. Sectors: 32-byte pieces asked of global memory; "
+        "/ideal: over the bytes asked for. Bytes: distinct sectors that each launch touched; /formula: over the least "
         "that jobs cut this way must move. Waves: shared-memory wavefronts, over those without bank conflicts."
     )
     yield "A layer's row adds up the jobs that both have: the yardstick sorts on the host."
@@ -164,7 +164,7 @@ def rich_tables(report: Report) -> Iterator[Table]:
         table = Table(title=cell.key, box=box.SIMPLE_HEAD)
         table.add_column("job", no_wrap=True)
         for heading in _HEADINGS:
-            table.add_column(heading, justify="right")
+            table.add_column(heading, justify="right", no_wrap=True)
         for row in (*job_rows(cell), layer_row(cell)):
             texts = []
             for name, text in zip(_HEADINGS, _cells(row), strict=True):

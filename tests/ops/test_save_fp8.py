@@ -57,7 +57,7 @@ def experts_of(preact: Tensor, activation: str, interleaved: bool) -> Any:
         ("geglu", False),
         ("clamped_swiglu", True),
         ("gelu", False),
-        ("relu2", False),
+        ("silu", False),
     ],
 )
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

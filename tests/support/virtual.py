@@ -11,10 +11,12 @@ notices nothing. Tensors made before must be copied: the GPU does not know their
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
+import mmap
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,17 +69,42 @@ def ops_on(
         chip: a name that ``python -m emulator chips`` lists, or an architecture.
         seed: of the order of warps and blocks.
         completion: when asynchronous copies arrive: "random", "latest", ...
-        counters: count per source line; the totals of a launch are always there.
+        counters: count what memory is asked for, and instructions per source line.
     """
     gpu = _gpu(chip)
     gpu.seed, gpu.completion, gpu.counters = seed, completion, counters
     gpu.clear_fault()
     gpu.clear_launches()
     gpu.clear_host_calls()
-    with gpu, gpu.torch_memory(), _redirected():
-        yield gpu
+    with gpu, gpu.torch_memory(), _redirected(), contextlib.ExitStack() as stack:
+        _far_memory.append(stack)
+        try:
+            yield gpu
+        finally:
+            _far_memory.remove(stack)
     waited = gpu.host_calls().synchronising
     assert not waited, f"the host waited for the GPU: {waited}"
+
+
+# What takes far memory away again, of each block that is open.
+_far_memory: list[contextlib.ExitStack] = []
+
+
+def far_memory(num_elements: int, dtype: torch.dtype, places: Iterable[tuple[int, int]]) -> torch.Tensor:
+    """Address space of this size of which a virtual GPU may touch the places, (begin, number) of elements.
+
+    Ordinary memory is written from end to end when it is made, so it cannot be this large. It lasts until the end of
+    ``ops_on``.
+    """
+    library = ctypes.CDLL(str(LIBRARY))
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0x4000)
+    reserved = mmap.mmap(-1, num_elements * dtype.itemsize, flags=flags)
+    memory = torch.frombuffer(reserved, dtype=dtype)
+    for begin, number in places:
+        pointer = ctypes.c_void_p(memory.data_ptr() + begin * dtype.itemsize)
+        library.moe_virtual_add_memory(pointer, ctypes.c_size_t(number * dtype.itemsize))
+        _far_memory[-1].callback(library.moe_virtual_remove_memory, pointer)
+    return memory
 
 
 @functools.cache

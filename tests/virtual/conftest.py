@@ -16,5 +16,5 @@ if TYPE_CHECKING:
 @pytest.fixture(params=[pytest.param(chip, marks=pytest.mark.virtual) for chip in backends.CHIPS])
 def gpu(request: pytest.FixtureRequest) -> Iterator[emulator.Gpu]:
     """The virtual GPU that the ops run on for the length of the test: each chip in turn."""
-    with virtual.ops_on(request.param, **backends.behaviour(request.node.nodeid)) as entered:
+    with virtual.ops_on(request.param, counters=True, **backends.behaviour(request.node.nodeid)) as entered:
         yield entered

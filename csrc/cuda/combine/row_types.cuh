@@ -35,11 +35,4 @@ __device__ inline double add_product(double sum, double a, double b) { return __
 // A slot's row, or -1.
 __device__ inline int64_t existing_row(int32_t row, int64_t num_rows) { return row >= 0 && row < num_rows ? row : -1; }
 
-template <class A>
-__device__ A warp_sum(A value) {
-#pragma unroll
-  for (int distance = 16; distance > 0; distance /= 2) value += __shfl_xor_sync(0xffffffffu, value, distance);
-  return value;
-}
-
 }  // namespace moe::cuda

@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "cuda/combine/combine.h"
 #include "cuda/fused_experts/fused_experts.h"
 #include "cuda/fused_experts/products.h"
@@ -114,7 +116,7 @@ class Backward {
       sum.params.expert_offsets = p_.expert_offsets;
       sum.params.out = params_.grad_b_down;
       sum.params.row_to_slot = row_to_slot_;
-      sum.params.top_k = p_.top_k;
+      sum.params.top_k = std::max<int64_t>(p_.top_k, 1);
       sum.params.topk_weights = output_weights();
       sum.num_rows = rows_;
       sum.num_tokens = p_.num_tokens;

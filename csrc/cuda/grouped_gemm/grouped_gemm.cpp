@@ -43,19 +43,25 @@ bool is_aligned(DType dtype, const RowOperand& operand) {
 }
 
 bool is_aligned(DType dtype, const WeightOperand& operand) {
+  // Expanded matrices are left to the engine that takes any stride.
+  if (operand.n_stride == 0 || operand.k_stride == 0) return false;
   return vectors(dtype, operand.data, operand.n_stride, operand.k_stride, {operand.expert_stride});
 }
 
-Outcome store(const RowsProduct& product, const StoreEpilogue& epilogue, const GemmPlan& plan, Stream stream) {
+Outcome store(const RowsProduct& product, const StoreEpilogue& epilogue, const GemmPlan& shared_plan, Stream stream) {
+  const GemmPlan plan = for_columns(shared_plan, product.n);
   MOE_BY_FAMILY(store(product, epilogue, plan, stream));
 }
 
-Outcome activate(const RowsProduct& product, const ActivateEpilogue& epilogue, const GemmPlan& plan, Stream stream) {
+Outcome activate(const RowsProduct& product, const ActivateEpilogue& epilogue, const GemmPlan& shared_plan,
+                 Stream stream) {
+  const GemmPlan plan = for_columns(shared_plan, product.n);
   MOE_BY_FAMILY(activate(product, epilogue, plan, stream));
 }
 
-Outcome activate_backward(const RowsProduct& product, const ActivateBackwardEpilogue& epilogue, const GemmPlan& plan,
-                          Stream stream) {
+Outcome activate_backward(const RowsProduct& product, const ActivateBackwardEpilogue& epilogue,
+                          const GemmPlan& shared_plan, Stream stream) {
+  const GemmPlan plan = for_columns(shared_plan, product.n);
   MOE_BY_FAMILY(activate_backward(product, epilogue, plan, stream));
 }
 

@@ -24,10 +24,10 @@ int64_t mean_rows(const GemmProblem& p) {
   return (p.num_rows + p.num_experts - 1) / std::max<int64_t>(p.num_experts, 1);
 }
 
-// Few enough of the columns that blocks of `block` cover are not there.
-bool fills(int64_t size, int64_t block) {
-  const int64_t covered = (size + block - 1) / block * block;
-  return (covered - size) * 8 <= size;
+// Blocks of 256 columns cover hardly more of `size` than blocks of 128 do.
+bool fills_wide(int64_t size) {
+  const auto covered = [&](int64_t block) { return (size + block - 1) / block * block; };
+  return covered(256) * 100 <= covered(128) * 107;
 }
 
 int32_t elements(const GemmProblem& p, int32_t bytes) { return bytes / static_cast<int32_t>(size_of(p.dtype)); }
@@ -51,8 +51,8 @@ GemmPlan mma_rows_plan(const GemmProblem& p) {
   if (rows <= kRowsFor64) return {Family::kMma, 64, 128, block_k, 3};
   // Wide tiles read less, if there are enough of them for all multiprocessors. Without a number of rows: if each expert
   // has one.
-  const int64_t tiles = p.deterministic ? p.num_experts : p.num_rows / 128;
-  const bool wide = is_half(p.dtype) && fills(p.n, 256) && tiles * (p.n / 256) >= p.multiprocessors &&
+  const int64_t tiles = p.deterministic ? p.num_experts : p.num_rows / 128 + p.num_experts / 2;
+  const bool wide = is_half(p.dtype) && fills_wide(p.n) && tiles * (p.n / 256) >= p.multiprocessors &&
                     mma_rows_shared_bytes(128, 256, 2) <= p.shared_memory_per_block;
   if (!wide) return {Family::kMma, 128, 128, block_k, 2};
   return {Family::kMma, 128, 256, block_k, mma_rows_shared_bytes(128, 256, 3) <= p.shared_memory_per_block ? 3 : 2};
@@ -64,7 +64,7 @@ GemmPlan rows_plan(const GemmProblem& p) {
   // wgmma's tiles have 128 rows only; from this number on they are no worse than mma's of 64.
   constexpr int64_t kRowsForWgmma = 64;
   if (has_wgmma(p) && (p.deterministic || mean_rows(p) > kRowsForWgmma)) {
-    return fills(p.n, 256) ? kWgmmaWide : kWgmmaNarrow;
+    return fills_wide(p.n) ? kWgmmaWide : kWgmmaNarrow;
   }
   if (has_mma(p)) return mma_rows_plan(p);
   return simt_plan(p, !p.deterministic && mean_rows(p) <= kRowsFor16 ? 16 : 64);
@@ -72,15 +72,20 @@ GemmPlan rows_plan(const GemmProblem& p) {
 
 // Tiles of [n, k] for each expert: their number doesn't depend on the rows.
 GemmPlan wgrad_plan(const GemmProblem& p) {
-  if (has_wgmma(p)) return fills(p.k, 256) ? kWgmmaWide : kWgmmaNarrow;
+  if (has_wgmma(p)) return fills_wide(p.k) ? kWgmmaWide : kWgmmaNarrow;
   if (!has_mma(p)) return simt_plan(p, 64);
   const int32_t block_k = elements(p, kMmaWgradStepBytes);
   if (!is_half(p.dtype)) return {Family::kMma, 128, 128, block_k, 3};
   const int64_t wide_tiles = p.num_experts * (p.n / 128) * (p.k / 256);
-  const bool wide = fills(p.n, 128) && fills(p.k, 256) && wide_tiles >= p.multiprocessors &&
+  const bool wide = p.n >= 128 && fills_wide(p.k) && wide_tiles >= p.multiprocessors &&
                     mma_wgrad_shared_bytes(128, 256, 4) <= p.shared_memory_per_block;
   if (wide) return {Family::kMma, 128, 256, block_k, 4};
-  return fills(p.n, 128) ? GemmPlan{Family::kMma, 128, 128, block_k, 3} : GemmPlan{Family::kMma, 64, 128, block_k, 4};
+  return p.n > 64 ? GemmPlan{Family::kMma, 128, 128, block_k, 3} : GemmPlan{Family::kMma, 64, 128, block_k, 4};
+}
+
+GemmPlan for_columns(const GemmPlan& plan, int64_t n) {
+  if (plan.family == Family::kSimt || plan.block_n != 256 || fills_wide(n)) return plan;
+  return {plan.family, plan.block_m, 128, plan.block_k, plan.family == Family::kMma ? 2 : kWgmmaNarrow.stages};
 }
 
 int64_t shared_bytes(const GemmPlan& plan, bool wgrad) {

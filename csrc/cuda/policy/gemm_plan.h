@@ -39,6 +39,10 @@ struct GemmProblem {
 GemmPlan rows_plan(const GemmProblem& problem);
 GemmPlan wgrad_plan(const GemmProblem& problem);
 
+// The plan of one of several products that share tiles of rows: with narrower blocks where wide ones would reach far
+// past its n columns. Bits don't depend on it.
+GemmPlan for_columns(const GemmPlan& plan, int64_t n);
+
 // The mma engine's products over rows go through k in steps of this many bytes (64 elements, or 32 of tf32). Shared
 // memory holds `stages` steps of both operands and what keeps them apart in the banks.
 constexpr int32_t kMmaStepBytes = 128;

@@ -40,40 +40,36 @@ __device__ __forceinline__ void pin(float (&sums)[kCount]) {
   "%22, %23, %24, %25, %26, %27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, " \
   "%42, %43, %44, %45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, " \
   "%62, %63"
-#define MOE_NAMES_128                                                                                            \
-  MOE_NAMES_64                                                                                                   \
-      ", "                                                                                                       \
-      "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, "     \
-      "%84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, %103, " \
-      "%104, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116, %117, %118, %119, %120, "   \
-      "%121, %122, %123, %124, %125, %126, %127"
+#define MOE_NAMES_128                                                                                        \
+  MOE_NAMES_64                                                                                               \
+  ", "                                                                                                       \
+  "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, %80, %81, %82, %83, "     \
+  "%84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, %96, %97, %98, %99, %100, %101, %102, %103, " \
+  "%104, %105, %106, %107, %108, %109, %110, %111, %112, %113, %114, %115, %116, %117, %118, %119, %120, "   \
+  "%121, %122, %123, %124, %125, %126, %127"
 
-// The names of the sums and of the five operands after them, then the sums.
-#define MOE_WGMMA(shape, type, names, a_name, b_name, add_name, transposed_a, transposed_b, ...)               \
-  asm volatile("{\n.reg .pred add;\nsetp.ne.b32 add, " add_name                                                \
-               ", 0;\n"                                                                                        \
-               "wgmma.mma_async.sync.aligned." shape ".f32." type "." type " {" names "}, " a_name ", " b_name \
-               ", add, 1, 1, " transposed_a ", " transposed_b ";\n}"                                           \
+// The names of the sums and of the four operands after them, then the sums.
+#define MOE_WGMMA(shape, type, names, a_name, b_name, transposed_a, transposed_b, ...)                         \
+  asm volatile("wgmma.mma_async.sync.aligned." shape ".f32." type "." type " {" names "}, " a_name ", " b_name \
+               ", 1, 1, 1, " transposed_a ", " transposed_b ";"                                                \
                : __VA_ARGS__                                                                                   \
-               : "l"(a), "l"(b), "r"(static_cast<int>(add)), "n"(int{kTransposedA}), "n"(int{kTransposedB}))
+               : "l"(a), "l"(b), "n"(int{kTransposedA}), "n"(int{kTransposedB}))
 
-// sums (+)= a * b: 64 x kN, over 16 elements of k. a and b describe operands whose elements lie along k, transposed
+// sums += a * b: 64 x 2 kSums, over 16 elements of k. a and b describe operands whose elements lie along k, transposed
 // ones along m or n.
 template <class T, bool kTransposedA, bool kTransposedB, int kSums>
-__device__ __forceinline__ void multiply(float (&sums)[kSums], uint64_t a, uint64_t b, bool add) {
+__device__ __forceinline__ void multiply(float (&sums)[kSums], uint64_t a, uint64_t b) {
   constexpr bool kBFloat16 = std::is_same_v<T, __nv_bfloat16>;
   static_assert(kBFloat16 || std::is_same_v<T, __half>);
   static_assert(kSums == 64 || kSums == 128);
   if constexpr (kSums == 64 && kBFloat16) {
-    MOE_WGMMA("m64n128k16", "bf16", MOE_NAMES_64, "%64", "%65", "%66", "%67", "%68", MOE_SUMS_64(0));
+    MOE_WGMMA("m64n128k16", "bf16", MOE_NAMES_64, "%64", "%65", "%66", "%67", MOE_SUMS_64(0));
   } else if constexpr (kSums == 64) {
-    MOE_WGMMA("m64n128k16", "f16", MOE_NAMES_64, "%64", "%65", "%66", "%67", "%68", MOE_SUMS_64(0));
+    MOE_WGMMA("m64n128k16", "f16", MOE_NAMES_64, "%64", "%65", "%66", "%67", MOE_SUMS_64(0));
   } else if constexpr (kBFloat16) {
-    MOE_WGMMA("m64n256k16", "bf16", MOE_NAMES_128, "%128", "%129", "%130", "%131", "%132", MOE_SUMS_64(0),
-              MOE_SUMS_64(64));
+    MOE_WGMMA("m64n256k16", "bf16", MOE_NAMES_128, "%128", "%129", "%130", "%131", MOE_SUMS_64(0), MOE_SUMS_64(64));
   } else {
-    MOE_WGMMA("m64n256k16", "f16", MOE_NAMES_128, "%128", "%129", "%130", "%131", "%132", MOE_SUMS_64(0),
-              MOE_SUMS_64(64));
+    MOE_WGMMA("m64n256k16", "f16", MOE_NAMES_128, "%128", "%129", "%130", "%131", MOE_SUMS_64(0), MOE_SUMS_64(64));
   }
 }
 

@@ -18,6 +18,8 @@ namespace {
 
 constexpr int kThreads = 128;
 constexpr int kWarps = kThreads / 32;
+// As many as the largest rows allow. Left to itself, ptxas spills to fit one more.
+constexpr int kBlocksPerMultiprocessor = 6;
 
 struct Schedule {
   int64_t tokens_per_block;
@@ -98,7 +100,8 @@ __device__ float prepare_statistics(const RouteParams& p, int64_t first_logit, b
 }
 
 template <int kLanes, int kRegisters>
-__global__ void __launch_bounds__(kThreads) route_forward_kernel(const RouteParams p, const Schedule schedule) {
+__global__ void __launch_bounds__(kThreads, kBlocksPerMultiprocessor)
+    route_forward_kernel(const RouteParams p, const Schedule schedule) {
   using Group = Lanes<kLanes>;
   using SharedRows = Shared<kLanes, kRegisters>;
   constexpr int kRows = SharedRows::kRows, kWidth = SharedRows::kWidth;

@@ -1,5 +1,4 @@
-// A tile of product[r, n] = sum over k of rows[r, k] * weight[expert of r][n, k] by mma.sync, for every chip from
-// sm_80.
+// A tile of product[r, n] = sum over k of rows[r, k] * weight[expert of r][n, k] by mma.sync, on every chip from sm_80.
 //
 // A block multiplies kBlockM sorted rows of one expert by kBlockN columns of its weight; rows are read where they lie,
 // through an index or not. Shared memory is a ring of kStages steps of k, filled by cp.async. A warp has a part of the
@@ -7,7 +6,7 @@
 // finished tile goes through shared memory to the epilogue (epilogue.cuh), in slices of rows.
 //
 // Each output is one chain of sums in float32, k ascending in steps of 16 (8 with tf32), the same for every tile size.
-// What is missing of a step of k is zeros in the first step.
+// Where k is no multiple of the step, the first step is filled up with zeros.
 //
 // In the loop: one barrier a step; a stage is filled again as soon as all have read it.
 #pragma once
@@ -63,19 +62,16 @@ struct MainLoop {
     }
   }
 
-  static __device__ void run(Sums& sums, RowCopy& rows, WeightCopy& weight, uint32_t shared, int k) {
-    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    const uint32_t left_offset = Left::offset(warp / Shape::kWarpsN * Shape::kWarpRows, lane);
-    const uint32_t right_offset = kRowBytes + Right::offset(warp % Shape::kWarpsN * Shape::kWarpColumns, lane);
-    int left_steps = (k + kStep<T> - 1) / kStep<T>;
-
-    const int first_k = k - (left_steps - 1) * kStep<T>;
+  // In a tile of few rows, warps that have none only help to copy.
+  static __device__ void run(Sums& sums, RowCopy& rows, WeightCopy& weight, uint32_t shared, int k, int num_rows) {
+    int remaining = (k + kStep<T> - 1) / kStep<T>;  // steps
+    const int first_k = k - (remaining - 1) * kStep<T>;
     rows.first(shared, first_k);
     weight.first(shared + kRowBytes, first_k);
     ptx::commit_copies();
 #pragma unroll
     for (int i = 1; i < Shape::kStages; ++i) {
-      if (i < left_steps) {
+      if (i < remaining) {
         rows.next(shared + i * kStageBytes);
         weight.next(shared + i * kStageBytes + kRowBytes);
       }
@@ -83,34 +79,54 @@ struct MainLoop {
     }
     ptx::wait_for_copies<Shape::kStages - 1>();
     __syncthreads();
+    // The vote tells the compiler that a warp's lanes agree, so that it counts stages in uniform registers.
+    const int warp = static_cast<int>(threadIdx.x) / 32;
+    if (Shape::kWarpsM == 1 || __any_sync(~0u, warp / Shape::kWarpsN * Shape::kWarpRows < num_rows)) {
+      steps<true>(sums, rows, weight, shared, remaining);
+    } else {
+      steps<false>(sums, rows, weight, shared, remaining);
+    }
+  }
 
+  // Both kinds of warps meet at the same number of barriers.
+  template <bool kMultiplies>
+  static __device__ void steps(Sums& sums, RowCopy& rows, WeightCopy& weight, uint32_t shared, int remaining) {
+    const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
+    const uint32_t left_offset = Left::offset(warp / Shape::kWarpsN * Shape::kWarpRows, lane);
+    const uint32_t right_offset = kRowBytes + Right::offset(warp % Shape::kWarpsN * Shape::kWarpColumns, lane);
     Left left[2];
     Right right[2];
     uint32_t stage = shared;
-    left[0].template load<0>(stage + left_offset);
-    right[0].template load<0>(stage + right_offset);
+    if constexpr (kMultiplies) {
+      left[0].template load<0>(stage + left_offset);
+      right[0].template load<0>(stage + right_offset);
+    }
     while (true) {
-      unrolled<kSlices - 1>([&](auto slice) {
-        constexpr int kNext = slice + 1;
-        left[kNext % 2].template load<kNext>(stage + left_offset);
-        right[kNext % 2].template load<kNext>(stage + right_offset);
-        multiply(sums, left[slice % 2], right[slice % 2]);
-      });
-      if (--left_steps == 0) break;
+      if constexpr (kMultiplies) {
+        unrolled<kSlices - 1>([&](auto slice) {
+          constexpr int kNext = slice + 1;
+          left[kNext % 2].template load<kNext>(stage + left_offset);
+          right[kNext % 2].template load<kNext>(stage + right_offset);
+          multiply(sums, left[slice % 2], right[slice % 2]);
+        });
+      }
+      if (--remaining == 0) break;
       ptx::wait_for_copies<Shape::kStages - 2>();
       __syncthreads();  // the next stage is there, and nobody reads this one any more
       const uint32_t free = stage;
       stage = stage == shared + (Shape::kStages - 1) * kStageBytes ? shared : stage + kStageBytes;
-      left[0].template load<0>(stage + left_offset);
-      right[0].template load<0>(stage + right_offset);
-      if (left_steps >= Shape::kStages) {
+      if constexpr (kMultiplies) {
+        left[0].template load<0>(stage + left_offset);
+        right[0].template load<0>(stage + right_offset);
+      }
+      if (remaining >= Shape::kStages) {
         rows.next(free);
         weight.next(free + kRowBytes);
       }
       ptx::commit_copies();
-      multiply(sums, left[1], right[1]);
+      if constexpr (kMultiplies) multiply(sums, left[1], right[1]);
     }
-    multiply(sums, left[1], right[1]);
+    if constexpr (kMultiplies) multiply(sums, left[1], right[1]);
   }
 };
 
@@ -180,7 +196,7 @@ __global__ void __launch_bounds__(Shape::kThreads, Shape::kBlocks)
     typename Loop::WeightCopy weight_copy(static_cast<const T*>(weight.data) + tile.expert * weight.expert_stride,
                                           kKMajor ? weight.n_stride : weight.k_stride, thread,
                                           [&](int j) { return columns.weight_column(j, Shape::kBlockN); });
-    Loop::run(sums, row_copy, weight_copy, ptx::shared_address(shared), product.k);
+    Loop::run(sums, row_copy, weight_copy, ptx::shared_address(shared), product.k, tile.num_rows);
   }
 
   const int warp_row = warp / Shape::kWarpsN * Shape::kWarpRows;

@@ -33,7 +33,7 @@ __device__ void multiply_stages(const StagedOperand& a, const StagedOperand& b, 
 #pragma unroll
     for (int j = 0; j < kProducts; ++j) {
       ptx::multiply<T, kTransposedA, kTransposedB>(sums, a_bits + j * kNextProduct<kTransposedA>,
-                                                   b_bits + j * kNextProduct<kTransposedB>, true);
+                                                   b_bits + j * kNextProduct<kTransposedB>);
     }
     ptx::commit_products();
     // While these products are under way, those before them are done with their stage.
