@@ -74,9 +74,7 @@ def test_combine(backend: Backend, dtype: torch.dtype) -> None:
     perm = backend.put(reference.permute(torch.randint(-1, 17, (700, 4)), 16))
     weights_dtype = torch.float64 if dtype == torch.float64 else torch.float32
     tensors = {"rows": torch.randn(2800, 130).to(dtype), "topk_weights": torch.randn(700, 4).to(weights_dtype)}
-    assert_no_variation(
-        backend, lambda **given: moe_ext.combine(**given, perm=moe_ext.Permutation(*perm)), tensors
-    )
+    assert_no_variation(backend, lambda **given: moe_ext.combine(**given, perm=moe_ext.Permutation(*perm)), tensors)
 
 
 @pytest.mark.parametrize("layout", [(False, False), (True, False), (False, True), (True, True)], ids=str)

@@ -205,8 +205,7 @@ def test_expanded(backend: Backend, dtype: torch.dtype) -> None:
         for dim in range(tensor.dim()):
             expanded = tensor.narrow(dim, 0, 1).expand_as(tensor)
             actual, expected = (
-                experts.run(backend, tensors | {name: given})
-                for given in (expanded, expanded.contiguous())
+                experts.run(backend, tensors | {name: given}) for given in (expanded, expanded.contiguous())
             )
             assert_all_same_bits(actual, expected, f"{name} expanded in {dim}:")
 

@@ -31,6 +31,7 @@ BLOCKED = (
     # For kernels that need multiples of 16 bytes: several tiles of rows and columns, many steps along k.
     Case("aligned_tiles", Shape(300, 72, 264, 2, 1), balanced),
     Case("aligned_steps", Shape(40, 1096, 136, 3, 1), sentinels),
+    Case("aligned_counts", Shape(226, 64, 48, 6, 1), exact_counts((0, 1, 31, 32, 33, 129))),
 )
 
 
@@ -213,14 +214,18 @@ def test_experts_without_rows_get_exact_zeros(backend: Backend, dtype: torch.dty
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "padded", "permuted", "every_second", "misaligned"])
+@pytest.mark.parametrize("aligned", [False, True], ids=["odd", "aligned"])
 @pytest.mark.parametrize("gather", [False, True], ids=["rows", "gather"])
 @pytest.mark.parametrize("transposed", [False, True], ids=["n_c", "c_n"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-def test_wgrad_accumulates(backend: Backend, dtype: torch.dtype, transposed: bool, gather: bool, layout: str) -> None:
+def test_wgrad_accumulates(
+    backend: Backend, dtype: torch.dtype, transposed: bool, gather: bool, aligned: bool, layout: str
+) -> None:
     """Added to what stands there, in float32, twice; what lies between the elements stays as it is."""
-    on_cpu = wgrad_problem(Case("", Shape(90, 45, 37, 6, 2), sentinels), dtype, gather)
+    n, k = (136, 72) if aligned else (37, 45)
+    on_cpu = wgrad_problem(Case("", Shape(90, k, n, 6, 2), sentinels), dtype, gather)
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    sizes = (6, 45, 37) if transposed else (6, 37, 45)
+    sizes = (6, k, n) if transposed else (6, n, k)
     accumulator = backend.put(strided_like(layout, sizes, wide))
     storage_before = torch.as_strided(accumulator, (accumulator.untyped_storage().nbytes() // wide.itemsize,), (1,), 0)
     outside = torch.ones_like(storage_before, dtype=torch.bool)

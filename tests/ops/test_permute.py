@@ -179,3 +179,33 @@ def test_wrong_contents(backend: Backend) -> None:
     ):
         with pytest.raises(RuntimeError, match=message) if backend.is_cpu else nullcontext():
             bad()
+
+
+@pytest.mark.parametrize("drop_order", ["token", "choice"])
+@pytest.mark.parametrize("capacity", [0, 1, 3, 10**6])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_capacity(backend: Backend, case: Case, capacity: int, drop_order: str) -> None:
+    """An expert takes its first slots, in the order asked for; the rest are as sentinels."""
+    ids, num_experts = case.topk_ids(0), case.shape.num_experts
+    expected = reference.permute(ids, num_experts, capacity=capacity, drop_order=drop_order)
+    actual = moe_ext.permute(backend.put(ids), num_experts, capacity=capacity, drop_order=drop_order)
+    assert_same_permutation(actual, expected)
+    assert (actual.expert_offsets.diff() <= capacity).all()
+
+
+def test_capacity_drops_later_choices_first(backend: Backend) -> None:
+    """Three tokens want expert 0; two of them as a second choice. One place: GShard keeps the first choice."""
+    ids = backend.put(torch.tensor([[1, 0], [2, 0], [0, 1]], dtype=torch.int32))
+    by_token = moe_ext.permute(ids, 3, capacity=1).slot_to_row
+    by_choice = moe_ext.permute(ids, 3, capacity=1, drop_order="choice").slot_to_row
+    assert by_token.tolist() == [[1, 0], [2, -1], [-1, -1]]
+    assert by_choice.tolist() == [[1, -1], [2, -1], [0, -1]]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [({"capacity": -1}, "capacity must be at least 0, got -1"), ({"drop_order": "random"}, 'one of "token", "choice"')],
+)
+def test_a_wrong_capacity_is_named(wrong: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        moe_ext.permute(IDS, 3, **wrong)  # type: ignore[arg-type]

@@ -20,7 +20,7 @@ from moe_ext.reference.fused_experts import fused_experts
 from moe_ext.reference.grouped_gemm import grouped_gemm
 from moe_ext.reference.mxfp8 import mxfp8_decode, mxfp8_encode, mxfp8_row_bytes
 from moe_ext.reference.permute import gather_rows, permute
-from moe_ext.reference.route import route
+from moe_ext.reference.route import route, route_with_statistics
 
 __all__ = [
     "ACTIVATIONS",
@@ -36,4 +36,5 @@ __all__ = [
     "mxfp8_row_bytes",
     "permute",
     "route",
+    "route_with_statistics",
 ]

@@ -6,6 +6,8 @@ maximum, DeepSeek-V2 (arXiv:2405.04434); sigmoid scores, selection bias and grou
 DeepSeek-V3 (arXiv:2412.19437).
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -84,6 +86,35 @@ def route(
         weights = weights / (weights.sum(dim=-1, keepdim=True) + eps)
     weights = weights * scale
     return torch.where(dead, 0.0, weights), torch.where(dead, -1, ids).to(torch.int32)
+
+
+def route_with_statistics(
+    router_logits: Tensor, top_k: int, *, score: str = "softmax", nonfinite: str = "propagate", **options: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """``route``, and sums over the tokens for auxiliary losses.
+
+    A token that chose nobody (``sanitize``) counts in none of them. In the gradient of sums ids are constants.
+
+    Args:
+        router_logits, top_k, score, nonfinite, options: see ``route``; ``score`` may not be ``none``.
+
+    Returns:
+        ``topk_weights``, ``topk_ids``; ``score_sums [E]``, the scores of every token divided by their sum over all
+        experts; ``expert_counts [E]`` int32; ``z_sum [1]``, the squares of ``logsumexp(router_logits)``.
+
+    Raises:
+        ValueError: ``score="none"``, whose logits sum to nothing in particular; and what ``route`` raises.
+    """
+    if score == "none":
+        raise ValueError("score: expected one that sums to something, got 'none'")
+    weights, ids = route(router_logits, top_k, score=score, nonfinite=nonfinite, **options)
+    num_experts = router_logits.shape[1]
+    logits = router_logits.to(compute_dtype(router_logits.dtype))
+    logits = (_sanitize(logits)[0] if nonfinite == "sanitize" else logits)[ids[:, 0] >= 0]
+    scores = _score(logits, score)
+    counts = torch.bincount(ids[ids >= 0].long(), minlength=num_experts).to(torch.int32)
+    z_sum = logits.logsumexp(dim=1).square().sum().reshape(1)
+    return weights, ids, (scores / scores.sum(dim=1, keepdim=True)).sum(dim=0), counts, z_sum
 
 
 def _score(logits: Tensor, score: str) -> Tensor:
