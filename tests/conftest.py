@@ -1,7 +1,7 @@
 """What every test relies on: fixed seeds, one thread count, no network, and each backend in turn.
 
 A test that takes the fixture ``backend`` runs on each CPU instruction set that the build has and this machine can
-execute, on virtual GPUs, and on CUDA; which tests on which of them is said in ``tests.support.backends``. One that takes
+execute, on virtual GPUs, and on CUDA; ``tests.support.backends`` says which tests run on which of them. One that takes
 ``cpu_isa`` runs on each instruction set only. What this machine cannot run is named in the header and again before
 pytest's closing line.
 """
@@ -41,7 +41,6 @@ settings.register_profile(
 settings.load_profile("moe_ext")
 
 torch.set_num_threads(min(2, torch.get_num_threads()))
-
 
 
 def _backend_lines() -> list[str]:

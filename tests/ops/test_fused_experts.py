@@ -137,6 +137,8 @@ def test_options(backend: Backend, activation: str, dtype: torch.dtype, apply_we
             continue
         experts = Experts(problem, dtype, activation, bias, interleaved, transposed, apply_weights)
         check(backend, experts)
+        if backend.is_virtual and (interleaved or transposed):
+            continue
         expected = experts.run(backend)
         otherwise = experts.run(backend, save="none", workspace_limit=64 * shape.num_tokens * 6 * dtype.itemsize)
         assert_all_same_bits(without_slab_sums(otherwise, apply_weights), expected)

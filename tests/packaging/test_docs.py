@@ -9,7 +9,14 @@ import torch
 import moe_ext
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/design.md", "docs/features.md"]
+DOCUMENTS = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    "docs/design.md",
+    "docs/features.md",
+    "docs/performance.md",
+]
 
 
 def read(name: str) -> str:

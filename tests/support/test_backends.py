@@ -14,9 +14,7 @@ from tests.support.inputs import strided_variants
 OPS = Path(__file__).parents[1] / "ops"
 
 
-@pytest.mark.parametrize(
-    "name", [*backends.ABOVE_THE_KERNELS, *backends.ON_EVERY_CHIP, *backends.TOO_LONG_TO_EMULATE]
-)
+@pytest.mark.parametrize("name", [*backends.ABOVE_THE_KERNELS, *backends.ON_EVERY_CHIP, *backends.TOO_LONG_TO_EMULATE])
 def test_what_is_chosen_exists(name: str) -> None:
     file, _, test = name.partition("::")
     text = (OPS / file).read_text()
@@ -63,10 +61,15 @@ def test_cpu_kernels_come_back() -> None:
 @pytest.mark.virtual
 def test_a_fault_is_raised_with_its_report() -> None:
     """A tensor from before is memory that the GPU does not know."""
+    import emulator
+
     logits = torch.randn(9, 8)
-    with pytest.raises(Exception, match=r"out_of_bounds(.|\n)*source .*/route/"), virtual.ops_on("sm_80"):
-        with pytest.raises(RuntimeError):
-            moe_ext.route(logits, 2)
+    block = virtual.ops_on("sm_80")
+    block.__enter__()
+    with pytest.raises(RuntimeError, match="out_of_bounds"):
+        moe_ext.route(logits, 2)
+    with pytest.raises(emulator.Fault, match=r"out_of_bounds(.|\n)*source .*/route/"):
+        block.__exit__(None, None, None)
     with virtual.ops_on("sm_80"):
         moe_ext.route(torch.randn(9, 8), 2)
 

@@ -57,9 +57,7 @@ def ops_of(namespace: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def ops_on(
-    chip: str, *, seed: int = 0, completion: str = "random", counters: bool = False
-) -> Iterator[emulator.Gpu]:
+def ops_on(chip: str, *, seed: int = 0, completion: str = "random", counters: bool = False) -> Iterator[emulator.Gpu]:
     """Runs the ops on a virtual GPU for the length of the block.
 
     When it ends, a fault that a kernel ran into is raised with its report, and it is an error if a launcher made the

@@ -23,6 +23,12 @@ class Activator {
 
   __device__ bool gated() const { return kind_ < Activation::kSilu; }
 
+  static __device__ float sigmoid(float x) {
+    const float inverse = 1.0f + exponential(-x);
+    return kIsHalf<T> ? ptx::reciprocal_approximate(inverse) : 1.0f / inverse;
+  }
+  static __device__ double sigmoid(double x) { return 1.0 / (1.0 + exp(-x)); }
+
   // act = activation(gate, up). up is not read where nothing is gated.
   template <int N>
   __device__ void forward(const A (&gate)[N], const A (&up)[N], A (&act)[N]) const {
@@ -84,7 +90,7 @@ class Activator {
         for (int i = 0; i < N; ++i) {
           const A s = sigmoid(alpha_ * x[i]);
           value[i] = x[i] * s;
-          if (kSlope) slope[i] = s * (A(1) + alpha_ * x[i] * (A(1) - s));
+          if (kSlope) slope[i] = fma(alpha_ * value[i], A(1) - s, s);
         }
         break;
       case Activation::kGeglu:
@@ -129,12 +135,6 @@ class Activator {
   static __device__ double exponential(double x) { return exp(x); }
   static __device__ float error_function(float x) { return erff(x); }
   static __device__ double error_function(double x) { return erf(x); }
-  static __device__ float sigmoid(float x) {
-    const float inverse = 1.0f + exponential(-x);
-    return kIsHalf<T> ? ptx::reciprocal_approximate(inverse) : 1.0f / inverse;
-  }
-  static __device__ double sigmoid(double x) { return 1.0 / (1.0 + exp(-x)); }
-
   Activation kind_;
   bool clamped_;
   A alpha_, limit_;

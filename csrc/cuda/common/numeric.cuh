@@ -80,6 +80,28 @@ __device__ Vector<T, N> from_acc(const acc_t<T> (&values)[N]) {
   return vector;
 }
 
+// Two values of 16 bits in one register, the first one below.
+template <class T>
+__device__ uint32_t pack(float first, float second) {
+  if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(first, second);
+    return *reinterpret_cast<const uint32_t*>(&pair);
+  } else {
+    const __half2 pair = __floats2half2_rn(first, second);
+    return *reinterpret_cast<const uint32_t*>(&pair);
+  }
+}
+
+template <class T>
+__device__ void unpack(uint32_t pair, float& first, float& second) {
+  if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+    first = __uint_as_float(pair << 16), second = __uint_as_float(pair & 0xffff0000);
+  } else {
+    const float2 both = __half22float2(*reinterpret_cast<const __half2*>(&pair));
+    first = both.x, second = both.y;
+  }
+}
+
 // Calls body(static_cast<T*>(nullptr)) for the type behind dtype.
 template <class Body>
 auto with_type(DType dtype, const Body& body) {

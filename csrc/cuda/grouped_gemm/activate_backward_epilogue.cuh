@@ -8,6 +8,7 @@
 #include "cuda/grouped_gemm/mxfp8.cuh"
 #include "cuda/grouped_gemm/product.h"
 #include "cuda/grouped_gemm/slice.cuh"
+#include "cuda/grouped_gemm/swiglu.cuh"
 
 namespace moe::cuda {
 
@@ -44,6 +45,11 @@ struct KeptRun {
 template <class T, int kRows, int kColumns, int kStride, int kThreads, class Acc>
 __device__ void finish(const ActivateBackwardEpilogue& epilogue, const Acc* sums, const Slice& slice, int thread) {
   if (slice.expert < 0) return;
+  if constexpr (kIsHalf<T>) {
+    if (is_plain_swiglu(epilogue, slice, kColumns)) {
+      return finish_swiglu<T, kRows, kColumns, kStride, kThreads>(epilogue, sums, slice, thread);
+    }
+  }
   with_vectors(epilogue.vector, [&]<class Vectors>(Vectors) {
     using R = Run<Acc, Vectors::value>;
     constexpr int N = R::kRun;
@@ -97,7 +103,9 @@ __device__ void finish(const ActivateBackwardEpilogue& epilogue, const Acc* sums
         const Vector<T, N> gate = from_acc<T>(grad_z[0]), up = from_acc<T>(grad_z[1]);
         store_parts(grad_preact, layout, run, gate.values, up.values);
 #pragma unroll
-        for (int i = 0; i < N; ++i) partial += run.has(i) ? product[i] * act[i] : Acc(0);
+        for (int i = 0; i < N; ++i) {
+          if (run.has(i)) partial = fma(product[i], act[i], partial);
+        }
         if (epilogue.act_scaled) {
 #pragma unroll
           for (int i = 0; i < N; ++i) act[i] *= kept.weight;

@@ -6,11 +6,17 @@
 #include "cuda/grouped_gemm/mxfp8.cuh"
 #include "cuda/grouped_gemm/product.h"
 #include "cuda/grouped_gemm/slice.cuh"
+#include "cuda/grouped_gemm/swiglu.cuh"
 
 namespace moe::cuda {
 
 template <class T, int kRows, int kColumns, int kStride, int kThreads, class Acc>
 __device__ void finish(const ActivateEpilogue& epilogue, const Acc* sums, const Slice& slice, int thread) {
+  if constexpr (kIsHalf<T>) {
+    if (is_plain_swiglu(epilogue, slice, kColumns / 2)) {
+      return finish_swiglu<T, kRows, kColumns, kStride, kThreads>(epilogue, sums, slice, thread);
+    }
+  }
   with_vectors(epilogue.vector, [&]<class Vectors>(Vectors) {
     using R = Run<Acc, Vectors::value>;
     constexpr int N = R::kRun;
@@ -49,8 +55,10 @@ __device__ void finish(const ActivateEpilogue& epilogue, const Acc* sums, const 
 #pragma unroll
           for (int i = 0; i < N; ++i) z[0][i] *= weight, z[1][i] *= weight;
         }
+        if (epilogue.bias) {
 #pragma unroll
-        for (int i = 0; i < N; ++i) z[0][i] += bias[0][i], z[1][i] += bias[1][i];
+          for (int i = 0; i < N; ++i) z[0][i] += bias[0][i], z[1][i] += bias[1][i];
+        }
       }
       if (epilogue.preact) {
         if (mxfp8) {

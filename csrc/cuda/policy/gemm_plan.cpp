@@ -58,6 +58,9 @@ GemmPlan mma_rows_plan(const GemmProblem& p) {
   return {Family::kMma, 128, 256, block_k, mma_rows_shared_bytes(128, 256, 3) <= p.shared_memory_per_block ? 3 : 2};
 }
 
+// tf32 has short steps only, of 16 rows.
+int32_t wgrad_step_bytes(const GemmPlan& plan) { return plan.block_k < 64 ? kMmaWgradStepBytes : kMmaWgradLongStepBytes; }
+
 }  // namespace
 
 GemmPlan rows_plan(const GemmProblem& p) {
@@ -78,7 +81,10 @@ GemmPlan wgrad_plan(const GemmProblem& p) {
   if (!is_half(p.dtype)) return {Family::kMma, 128, 128, block_k, 3};
   const int64_t wide_tiles = p.num_experts * (p.n / 128) * (p.k / 256);
   const bool wide = p.n >= 128 && fills_wide(p.k) && wide_tiles >= p.multiprocessors &&
-                    mma_wgrad_shared_bytes(128, 256, 4) <= p.shared_memory_per_block;
+                    mma_wgrad_shared_bytes(128, 256, kMmaWgradStepBytes, 4) <= p.shared_memory_per_block;
+  if (wide && mma_wgrad_shared_bytes(128, 256, kMmaWgradLongStepBytes, 3) <= p.shared_memory_per_block) {
+    return {Family::kMma, 128, 256, elements(p, kMmaWgradLongStepBytes), 3};
+  }
   if (wide) return {Family::kMma, 128, 256, block_k, 4};
   return p.n > 64 ? GemmPlan{Family::kMma, 128, 128, block_k, 3} : GemmPlan{Family::kMma, 64, 128, block_k, 4};
 }
@@ -91,7 +97,7 @@ GemmPlan for_columns(const GemmPlan& plan, int64_t n) {
 int64_t shared_bytes(const GemmPlan& plan, bool wgrad) {
   switch (plan.family) {
     case Family::kMma:
-      return wgrad ? mma_wgrad_shared_bytes(plan.block_m, plan.block_n, plan.stages)
+      return wgrad ? mma_wgrad_shared_bytes(plan.block_m, plan.block_n, wgrad_step_bytes(plan), plan.stages)
                    : mma_rows_shared_bytes(plan.block_m, plan.block_n, plan.stages);
     case Family::kWgmma:
       return wgmma_shared_bytes(plan.block_m, plan.block_n, plan.stages);

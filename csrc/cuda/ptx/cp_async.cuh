@@ -23,9 +23,13 @@ __device__ __forceinline__ void copy_async_or_zero(uint32_t to, const void* from
                : "memory");
 }
 
-// Copies the first bytes of 16 and writes zeros after them; reads nothing where bytes is 0.
+// Copies the first bytes of 16 at `from` + kFromOffset to `to` + kOffset and writes zeros after them; reads nothing
+// where bytes is 0.
+template <int kOffset = 0, int kFromOffset = 0>
 __device__ __forceinline__ void copy_async_part(uint32_t to, const void* from, uint32_t bytes) {
-  asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes) : "memory");
+  asm volatile("cp.async.cg.shared.global.L2::128B [%0 + %3], [%1 + %4], 16, %2;" ::"r"(to), "l"(from), "r"(bytes),
+               "n"(kOffset), "n"(kFromOffset)
+               : "memory");
 }
 
 // Closes this thread's group of copies; a group may be empty.

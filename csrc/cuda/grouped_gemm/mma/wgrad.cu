@@ -20,10 +20,12 @@ bool fits(const RowOperand& operand, int64_t size) {
 }
 
 WgradOperand as_loaded(const RowOperand& operand, int32_t columns, int64_t size) {
+  const FastDivide divisor = operand.gather != nullptr ? operand.divisor : FastDivide(1);
+  const int64_t rows = std::clamp<int64_t>(operand.num_rows, 0, INT32_MAX);
   return {.data = static_cast<const char*>(operand.data),
           .gather = operand.gather,
-          .divisor = operand.gather != nullptr ? operand.divisor : FastDivide(1),
-          .num_rows = static_cast<uint32_t>(std::clamp<int64_t>(operand.num_rows, 0, INT32_MAX)),
+          .divisor = divisor,
+          .limit = static_cast<uint32_t>(std::min(rows * divisor.divisor(), int64_t{1} << 31)),
           .columns = columns,
           .row_bytes = static_cast<int32_t>(operand.stride * size)};
 }

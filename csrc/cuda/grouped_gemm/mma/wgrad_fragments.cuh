@@ -7,6 +7,7 @@
 #pragma once
 
 #include "cuda/common/numeric.cuh"
+#include "cuda/common/unrolled.cuh"
 #include "cuda/grouped_gemm/mma/wgrad_rows.cuh"
 #include "cuda/ptx/ldmatrix.cuh"
 #include "cuda/ptx/mma.cuh"
@@ -16,12 +17,6 @@ namespace moe::cuda::mma {
 
 // The warp's sums go through shared memory in slices of this many rows.
 constexpr int kSliceRows = 32;
-
-// Where a chunk of a slice's row stands, so that writing fragments and reading rows meet no bank twice.
-template <class Out>
-__device__ constexpr int slice_chunk(int row, int chunk) {
-  return sizeof(Out) == 2 ? chunk ^ (row & 7) : chunk ^ ((row & 3) << 1 | (row >> 2 & 1));
-}
 
 // kBlockM, kBlockN: columns of the tiles in shared memory.
 template <class T, int kBlockM, int kBlockN, int kWarpM, int kWarpN>
@@ -38,26 +33,32 @@ class WarpProduct {
     uint32_t right[kTilesN / 2][4];
   };
 
-  __device__ WarpProduct(int first_m, int first_n, int lane) {
+  // left_tile, right_tile: shared addresses of the first stage's, multiples of 128.
+  __device__ WarpProduct(uint32_t left_tile, uint32_t right_tile, int first_m, int first_n, int lane) {
     // The matrices of left are (rows 0-7, columns 0-7), (0-7, 8-15), (8-15, 0-7), (8-15, 8-15), in the order of the
     // registers of a; those of right are b0, b1 of 8 columns, then of the next 8.
     const int left_row = lane / 16 * 8 + lane % 8, left_chunk = first_m / 8 + lane / 8 % 2;
     const int right_row = lane / 8 % 2 * 8 + lane % 8, right_chunk = first_n / 8 + lane / 16;
-    left_ = left_row * kLeftRowBytes + operand_chunk<T>(left_row, left_chunk) * 16;
-    right_ = right_row * kRightRowBytes + operand_chunk<T>(right_row, right_chunk) * 16;
+    unrolled<kTilesM>([&](auto i) {
+      left_[i] = left_tile + left_row * kLeftRowBytes + operand_chunk<T>(left_row, left_chunk + i * 2) * 16;
+    });
+    unrolled<kTilesN / 2>([&](auto j) {
+      right_[j] = right_tile + right_row * kRightRowBytes + operand_chunk<T>(right_row, right_chunk + j * 2) * 16;
+    });
   }
 
-  // left_tile, right_tile: shared addresses, multiples of 128.
-  __device__ void load(Fragments& to, uint32_t left_tile, uint32_t right_tile, int part) const {
-    const uint32_t left = left_tile + left_, right = right_tile + right_;
-#pragma unroll
-    for (int i = 0; i < kTilesM; ++i) {
-      ptx::load_matrices_transposed(to.left[i], (left ^ (i * 32)) + part * kPartRows * kLeftRowBytes);
-    }
-#pragma unroll
-    for (int j = 0; j < kTilesN / 2; ++j) {
-      ptx::load_matrices_transposed(to.right[j], (right ^ (j * 32)) + part * kPartRows * kRightRowBytes);
-    }
+  // Goes on to the stage that begins `distance` bytes after this one.
+  __device__ void advance(int distance) {
+    unrolled<kTilesM>([&](auto i) { left_[i] += distance; });
+    unrolled<kTilesN / 2>([&](auto j) { right_[j] += distance; });
+  }
+
+  template <int kPart>
+  __device__ void load(Fragments& to) const {
+    constexpr int kRow = kPart * kPartRows;
+    unrolled<kTilesM>([&](auto i) { ptx::load_matrices_transposed<kRow * kLeftRowBytes>(to.left[i], left_[i]); });
+    unrolled<kTilesN / 2>(
+        [&](auto j) { ptx::load_matrices_transposed<kRow * kRightRowBytes>(to.right[j], right_[j]); });
   }
 
   __device__ void multiply(const Fragments& by) {
@@ -70,28 +71,33 @@ class WarpProduct {
     }
   }
 
-  // Slice `which` of the sums, as rows of Out, to shared address `slice`.
+  // Rows of a slice are so far apart that neither writing fragments nor reading rows meets a bank twice.
   template <class Out>
-  __device__ void to_shared(uint32_t slice, int which, int lane) const {
-    constexpr int kPerChunk = 16 / sizeof(Out);
-#pragma unroll
-    for (int i = 0; i < kSliceRows / 16; ++i) {
-#pragma unroll
-      for (int j = 0; j < kTilesN; ++j) {
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          const int row = i * 16 + half * 8 + lane / 4, column = j * 8 + lane % 4 * 2;
-          const float (&sums)[4] = sums_[which * (kSliceRows / 16) + i][j];
-          const int chunk = slice_chunk<Out>(row, column / kPerChunk);
-          const uint32_t to = slice + (row * kWarpN + chunk * kPerChunk + column % kPerChunk) * sizeof(Out);
+  static constexpr int kSliceRowBytes = kWarpN * sizeof(Out) + 8 * sizeof(Out);
+
+  // Where a chunk of 16 bytes of a slice stands.
+  template <class Out>
+  static __device__ int slice_offset(int row, int chunk) {
+    return row * kSliceRowBytes<Out> + chunk * 16;
+  }
+
+  // Slice kWhich of the sums, as rows of Out, to shared address `slice`.
+  template <class Out, int kWhich>
+  __device__ void to_shared(uint32_t slice, int lane) const {
+    const uint32_t to = slice + lane / 4 * kSliceRowBytes<Out> + lane % 4 * 2 * sizeof(Out);
+    unrolled<kSliceRows / 16>([&](auto i) {
+      unrolled<kTilesN>([&](auto j) {
+        unrolled<2>([&](auto half) {
+          constexpr int kOffset = (i * 16 + half * 8) * kSliceRowBytes<Out> + j * 8 * sizeof(Out);
+          const float (&sums)[4] = sums_[kWhich * (kSliceRows / 16) + i][j];
           if constexpr (sizeof(Out) == 4) {
-            ptx::store_shared(to, sums[half * 2], sums[half * 2 + 1]);
+            ptx::store_shared<kOffset>(to, sums[half * 2], sums[half * 2 + 1]);
           } else {
-            ptx::store_shared(to, as_pair(sums[half * 2], sums[half * 2 + 1]));
+            ptx::store_shared<kOffset>(to, as_pair(sums[half * 2], sums[half * 2 + 1]));
           }
-        }
-      }
-    }
+        });
+      });
+    });
   }
 
  private:
@@ -102,7 +108,7 @@ class WarpProduct {
   }
 
   float sums_[kTilesM][kTilesN][4] = {};
-  uint32_t left_, right_;
+  uint32_t left_[kTilesM], right_[kTilesN / 2];  // shared addresses in the present stage
 };
 
 // tf32. In column 32 * h + 4 * g + i of the tile stands fragment row g + 8 * h of product i of left; in column
@@ -120,20 +126,23 @@ class WarpProduct<float, kBlockM, kBlockN, 64, 64> {
     Vector<float, 4> right[2][2];
   };
 
-  __device__ WarpProduct(int first_m, int first_n, int lane) {
+  __device__ WarpProduct(uint32_t left_tile, uint32_t right_tile, int first_m, int first_n, int lane) {
     const int row = lane % 4, chunk = lane / 4;
-    left_ = row * kLeftRowBytes + operand_chunk<float>(row, first_m / 4 + chunk) * 16;
-    right_ = row * kRightRowBytes + operand_chunk<float>(row, first_n / 4 + chunk) * 16;
+    left_ = left_tile + row * kLeftRowBytes + operand_chunk<float>(row, first_m / 4 + chunk) * 16;
+    right_ = right_tile + row * kRightRowBytes + operand_chunk<float>(row, first_n / 4 + chunk) * 16;
   }
 
-  __device__ void load(Fragments& to, uint32_t left_tile, uint32_t right_tile, int part) const {
+  __device__ void advance(int distance) { left_ += distance, right_ += distance; }
+
+  template <int kPart>
+  __device__ void load(Fragments& to) const {
 #pragma unroll
     for (int late = 0; late < 2; ++late) {
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        const int row = part * kPartRows + late * 4;
-        to.left[late][h] = load_chunk(left_tile + left_ + row * kLeftRowBytes + h * 128);
-        to.right[late][h] = load_chunk(right_tile + right_ + row * kRightRowBytes + h * 128);
+        const int row = kPart * kPartRows + late * 4;
+        to.left[late][h] = load_chunk(left_ + row * kLeftRowBytes + h * 128);
+        to.right[late][h] = load_chunk(right_ + row * kRightRowBytes + h * 128);
       }
     }
   }
@@ -155,7 +164,16 @@ class WarpProduct<float, kBlockM, kBlockN, 64, 64> {
   }
 
   template <class Out>
-  __device__ void to_shared(uint32_t slice, int which, int lane) const {
+  static constexpr int kSliceRowBytes = 256;
+
+  // Swizzled: fragments are written 4 rows apart, which no distance between rows keeps out of each other's banks.
+  template <class Out>
+  static __device__ int slice_offset(int row, int chunk) {
+    return row * 256 + (chunk ^ ((row & 3) << 1 | (row >> 2 & 1))) * 16;
+  }
+
+  template <class Out, int kWhich>
+  __device__ void to_shared(uint32_t slice, int lane) const {
     static_assert(std::is_same_v<Out, float>);
 #pragma unroll
     for (int i = 0; i < kTilesM; ++i) {
@@ -164,10 +182,10 @@ class WarpProduct<float, kBlockM, kBlockN, 64, 64> {
       for (int h = 0; h < 2; ++h) {
 #pragma unroll
         for (int odd = 0; odd < 2; ++odd) {
-          const int at = which * 2 + odd, chunk = slice_chunk<float>(row, h * 8 + lane % 4 * 2 + odd);
+          constexpr int kFirst = kWhich * 2;
           const float (&j)[kTilesN][4] = sums_[i];
-          ptx::store_shared(slice + row * 256 + chunk * 16, j[h * 4][at], j[h * 4 + 1][at], j[h * 4 + 2][at],
-                            j[h * 4 + 3][at]);
+          ptx::store_shared(slice + slice_offset<float>(row, h * 8 + lane % 4 * 2 + odd), j[h * 4][kFirst + odd],
+                            j[h * 4 + 1][kFirst + odd], j[h * 4 + 2][kFirst + odd], j[h * 4 + 3][kFirst + odd]);
         }
       }
     }
@@ -181,7 +199,7 @@ class WarpProduct<float, kBlockM, kBlockN, 64, 64> {
   static __device__ uint32_t rounded(float value) { return ptx::round_to_tf32(__float_as_uint(value)); }
 
   float sums_[kTilesM][kTilesN][4] = {};
-  uint32_t left_, right_;
+  uint32_t left_, right_;  // shared addresses in the present stage
 };
 
 }  // namespace moe::cuda::mma

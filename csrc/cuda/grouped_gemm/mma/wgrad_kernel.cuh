@@ -3,8 +3,9 @@
 //
 // A block computes a tile of one expert's out. Its warps share the rows of the reduction, which cp.async brings through
 // a ring of stages (wgrad_rows.cuh), and each owns kWarpM x kWarpN sums in registers (wgrad_fragments.cuh). One barrier
-// a step: it tells that the next stage has arrived and that nobody reads the previous one. An expert without rows makes
-// no step: zeros, or with accumulate nothing at all.
+// a step: it tells that the next stage has arrived and that nobody reads the previous one. In an expert's last step
+// only the products that have rows are computed. An expert without rows makes no step: zeros, or with accumulate
+// nothing at all.
 //
 // Every sum is one chain in float32 over ascending rows, cut where the instruction cuts it: 16 rows, 8 for tf32, from
 // the expert's first row on. So neither the tile's size nor the other experts' rows change a bit of it.
@@ -17,15 +18,15 @@
 
 namespace moe::cuda::mma {
 
-template <class Value, int kBlockM_, int kBlockN_, int kWarpM_, int kWarpN_, int kStages_,
+template <class Value, int kBlockM_, int kBlockN_, int kWarpM_, int kWarpN_, int kStepRows_, int kStages_,
           int kBlocksPerMultiprocessor_>
 struct WgradTile {
   using T = Value;
   static constexpr int kBlockM = kBlockM_, kBlockN = kBlockN_, kWarpM = kWarpM_, kWarpN = kWarpN_;
-  static constexpr int kStages = kStages_, kBlocksPerMultiprocessor = kBlocksPerMultiprocessor_;
+  static constexpr int kStepRows = kStepRows_, kStages = kStages_;
+  static constexpr int kBlocksPerMultiprocessor = kBlocksPerMultiprocessor_;
   static constexpr int kWarpsN = kBlockN / kWarpN;
   static constexpr int kThreads = kBlockM / kWarpM * kWarpsN * 32;
-  static constexpr int kStepRows = kMmaWgradStepBytes / sizeof(T);
 
   using Left = RowLoader<T, kBlockM, kStepRows, kThreads>;
   using Right = RowLoader<T, kBlockN, kStepRows, kThreads>;
@@ -34,9 +35,9 @@ struct WgradTile {
   static_assert(kParts % 2 == 0, "two sets of fragments take turns");
 
   static constexpr int kStageBytes = Left::kBytes + Right::kBytes;
-  static constexpr int kSliceBytes = kSliceRows * kWarpN * static_cast<int>(sizeof(float));
+  static constexpr int kSliceBytes = kSliceRows * Product::template kSliceRowBytes<float>;
   static constexpr int kSharedBytes = kStages * kStageBytes;
-  static_assert(kSharedBytes == mma_wgrad_shared_bytes(kBlockM, kBlockN, kStages));
+  static_assert(kSharedBytes == mma_wgrad_shared_bytes(kBlockM, kBlockN, kStepRows * sizeof(T), kStages));
   static_assert(kThreads / 32 * kSliceBytes <= kSharedBytes);
 
   static constexpr GemmPlan plan() { return {Family::kMma, kBlockM, kBlockN, kStepRows, kStages}; }
@@ -45,22 +46,23 @@ struct WgradTile {
 // Writes the warp's sums from (first_m, first_n) of an expert's out on. A lane moves 16 bytes at a time, and as many
 // lanes as a row has chunks move it together.
 template <class Tile, class Out, bool kAccumulate>
-__device__ void write_sums(const typename Tile::Product& product, Out* slice, Out* out, const WgradArguments& p,
+__device__ void write_sums(const typename Tile::Product& product, char* slice, Out* out, const WgradArguments& p,
                            int first_m, int first_n, int lane) {
+  using Product = typename Tile::Product;
   constexpr int kPerChunk = 16 / sizeof(Out), kRowChunks = Tile::kWarpN / kPerChunk, kRowsAtOnce = 32 / kRowChunks;
   constexpr int kBatch = 8;  // loads under way at a time
   const int chunk = lane % kRowChunks, column = first_n + chunk * kPerChunk;
-#pragma unroll
-  for (int which = 0; which < Tile::kWarpM / kSliceRows; ++which) {
-    product.template to_shared<Out>(ptx::shared_address(slice), which, lane);
+  const int64_t skip = kRowsAtOnce * p.out_stride;
+  Out* to = out + (first_m + lane / kRowChunks) * p.out_stride + column;
+  // How many of the rows that this lane writes are there.
+  int rows =
+      column < p.right.columns ? (p.left.columns - first_m - lane / kRowChunks + kRowsAtOnce - 1) / kRowsAtOnce : 0;
+  unrolled<Tile::kWarpM / kSliceRows>([&](auto which) {
+    product.template to_shared<Out, which>(ptx::shared_address(slice), lane);
     __syncwarp();
 #pragma unroll
     for (int first = 0; first < kSliceRows; first += kBatch * kRowsAtOnce) {
-      Vector<Out, kPerChunk> before[kAccumulate ? kBatch : 1];
-      const int row0 = first + lane / kRowChunks, m0 = first_m + which * kSliceRows + row0;
-      Out* to = out + m0 * p.out_stride + column;
-      const int64_t skip = kRowsAtOnce * p.out_stride;
-      const int rows = column < p.right.columns ? (p.left.columns - m0 + kRowsAtOnce - 1) / kRowsAtOnce : 0;
+      [[maybe_unused]] Vector<Out, kPerChunk> before[kAccumulate ? kBatch : 1];
       if constexpr (kAccumulate) {
 #pragma unroll
         for (int i = 0; i < kBatch; ++i) {
@@ -69,19 +71,20 @@ __device__ void write_sums(const typename Tile::Product& product, Out* slice, Ou
       }
 #pragma unroll
       for (int i = 0; i < kBatch; ++i) {
-        const int row = row0 + i * kRowsAtOnce;
+        const int row = first + i * kRowsAtOnce + lane / kRowChunks;
         Vector<Out, kPerChunk> sums =
-            load<kPerChunk>(slice + row * Tile::kWarpN + slice_chunk<Out>(row, chunk) * kPerChunk);
-        if (i >= rows) continue;
+            load<kPerChunk>(reinterpret_cast<const Out*>(slice + Product::template slice_offset<Out>(row, chunk)));
         if constexpr (kAccumulate) {
 #pragma unroll
           for (int j = 0; j < kPerChunk; ++j) sums.values[j] += before[i].values[j];
         }
-        store(to + i * skip, sums);
+        if (i < rows) store(to, sums);
+        to += skip;
       }
+      rows -= kBatch;
     }
     __syncwarp();
-  }
+  });
 }
 
 template <class Tile>
@@ -107,58 +110,67 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocksPerMultiprocessor
   if (p.accumulate && steps == 0) return;
 
   const int warp_m = warp / Tile::kWarpsN * Tile::kWarpM, warp_n = warp % Tile::kWarpsN * Tile::kWarpN;
-  typename Tile::Product product(warp_m, warp_n, lane);
-  typename Tile::Left left(p.left, begin, end, block_m, thread);
-  typename Tile::Right right(p.right, begin, end, block_n, thread);
+  const uint32_t left_tile = ptx::shared_address(shared), right_tile = left_tile + Tile::Left::kBytes;
+  typename Tile::Product product(left_tile, right_tile, warp_m, warp_n, lane);
+  typename Tile::Left left(p.left, begin, end, block_m, left_tile, thread);
+  typename Tile::Right right(p.right, begin, end, block_n, right_tile, thread);
 
-  const uint32_t first_stage = ptx::shared_address(shared), past_stages = first_stage + Tile::kSharedBytes;
-  const auto copy_step = [&](uint32_t stage, int32_t left_found, int32_t right_found) {
-    left.copy(stage, left_found);
-    right.copy(stage + Tile::Left::kBytes, right_found);
+  struct Found {
+    typename Tile::Left::Found left;
+    typename Tile::Right::Found right;
   };
-  int32_t left_found[Tile::kStages], right_found[Tile::kStages];
-#pragma unroll
-  for (int i = 0; i < Tile::kStages; ++i) left_found[i] = left.find(), right_found[i] = right.find();
-#pragma unroll
-  for (int i = 0; i < Tile::kStages - 1; ++i) {
-    if (i < steps) copy_step(first_stage + i * Tile::kStageBytes, left_found[i], right_found[i]);
+  const auto find_step = [&](Found& found) { left.find(found.left), right.find(found.right); };
+  const auto copy_step = [&](uint32_t stage, const Found& found) {
+    left.copy(stage, found.left), right.copy(stage, found.right);
+  };
+  Found found[Tile::kStages];
+  unrolled<Tile::kStages>([&](auto i) { find_step(found[i]); });
+  unrolled<Tile::kStages - 1>([&](auto i) {
+    if (i < steps) copy_step(i * Tile::kStageBytes, found[i]);
     ptx::commit_copies();
-  }
-  int32_t next_left = left_found[Tile::kStages - 1], next_right = right_found[Tile::kStages - 1];
+  });
+  Found& next = found[Tile::kStages - 1];
 
-  typename Tile::Product::Fragments fragments[2];
-  uint32_t reading = first_stage, writing = first_stage + (Tile::kStages - 1) * Tile::kStageBytes;
-  const auto next_stage = [&](uint32_t stage) {
-    stage += Tile::kStageBytes;
-    return stage == past_stages ? first_stage : stage;
-  };
   if (steps > 0) {
+    typename Tile::Product::Fragments fragments[2];
+    // Stages as distances from the first. What has been read is written next.
+    uint32_t reading = 0, writing = (Tile::kStages - 1) * Tile::kStageBytes;
     ptx::wait_for_copies<Tile::kStages - 2>();
     __syncthreads();
-    product.load(fragments[0], reading, reading + Tile::Left::kBytes, 0);
-  }
+    product.template load<0>(fragments[0]);
 #pragma unroll 1
-  for (int step = 0; step < steps; ++step) {
-#pragma unroll
-    for (int part = 0; part < Tile::kParts; ++part) {
-      if (part + 1 < Tile::kParts) {
-        product.load(fragments[(part + 1) % 2], reading, reading + Tile::Left::kBytes, part + 1);
-      } else if (step + 1 < steps) {
-        ptx::wait_for_copies<Tile::kStages - 2>();
-        __syncthreads();
-        reading = next_stage(reading);
-        product.load(fragments[(part + 1) % 2], reading, reading + Tile::Left::kBytes, 0);
-      }
-      if (part == 0) {
-        if (step + Tile::kStages - 1 < steps) {
-          copy_step(writing, next_left, next_right);
-          writing = next_stage(writing);
-          next_left = left.find(), next_right = right.find();
+    for (int step = 0; step < steps - 1; ++step) {
+      unrolled<Tile::kParts>([&](auto part) {
+        if constexpr (part + 1 < Tile::kParts) {
+          product.template load<part + 1>(fragments[(part + 1) % 2]);
+        } else {
+          ptx::wait_for_copies<Tile::kStages - 2>();
+          __syncthreads();
+          writing = reading;
+          const bool wraps = reading == Tile::kSharedBytes - Tile::kStageBytes;
+          const int distance = wraps ? Tile::kStageBytes - Tile::kSharedBytes : Tile::kStageBytes;
+          reading += distance;
+          product.advance(distance);
+          product.template load<0>(fragments[0]);
         }
-        ptx::commit_copies();
-      }
-      product.multiply(fragments[part % 2]);
+        if constexpr (part == 0) {
+          if (step + Tile::kStages - 1 < steps) {
+            copy_step(writing, next);
+            find_step(next);
+          }
+          ptx::commit_copies();
+        }
+        product.multiply(fragments[part % 2]);
+      });
     }
+    // The last step: as far as there are rows.
+    const int rows = end - begin - (steps - 1) * Tile::kStepRows;
+    unrolled<Tile::kParts>([&](auto part) {
+      if (part * Tile::Product::kPartRows < rows) {
+        if constexpr (part + 1 < Tile::kParts) product.template load<part + 1>(fragments[(part + 1) % 2]);
+        product.multiply(fragments[part % 2]);
+      }
+    });
   }
 
   __syncthreads();  // the stages become slices
@@ -166,11 +178,10 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocksPerMultiprocessor
   const int first_m = block_m + warp_m, first_n = block_n + warp_n;
   const int64_t first_element = expert * p.out_expert_stride;
   if (p.accumulate) {
-    write_sums<Tile, float, true>(product, reinterpret_cast<float*>(slice), static_cast<float*>(p.out) + first_element,
-                                  p, first_m, first_n, lane);
+    write_sums<Tile, float, true>(product, slice, static_cast<float*>(p.out) + first_element, p, first_m, first_n,
+                                  lane);
   } else {
-    write_sums<Tile, T, false>(product, reinterpret_cast<T*>(slice), static_cast<T*>(p.out) + first_element, p, first_m,
-                               first_n, lane);
+    write_sums<Tile, T, false>(product, slice, static_cast<T*>(p.out) + first_element, p, first_m, first_n, lane);
   }
 }
 

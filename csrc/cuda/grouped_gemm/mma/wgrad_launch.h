@@ -12,7 +12,7 @@ struct WgradOperand {
   const char* data;
   const int32_t* gather;  // or null
   FastDivide divisor;     // by 1 without a gather
-  uint32_t num_rows;
+  uint32_t limit;         // rows, or entries of the gather, from here on point nowhere; as do negative ones
   int32_t columns;
   int32_t row_bytes;  // from one row to the next
 };

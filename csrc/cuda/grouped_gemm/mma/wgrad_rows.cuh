@@ -1,11 +1,13 @@
 // Brings rows of an operand into shared memory, a step of the reduction at a time: tile[row of the step][column].
 //
-// Each row is cut into chunks of 16 bytes, one per cp.async; neighbouring lanes take neighbouring chunks. Which rows a
-// step needs is found out in advance: find() reads one index per lane, copy() hands them round the warp a step later,
-// so no copy waits for its index. Rows past the expert's end, rows of gathers that point nowhere, and columns past the
-// operand's are zeros in shared memory and are never read.
+// Each row is cut into chunks of 16 bytes, one per cp.async; eight neighbouring lanes copy 128 bytes of a row, then the
+// next 128, so that a row costs one address and the copies' distances stand in the instructions. Which rows a step
+// needs is found out in advance: find() reads the thread's indices, copy() uses them a step later, so no copy waits for
+// its index. Rows past the expert's end, rows of gathers that point nowhere, and columns past the operand's are zeros
+// in shared memory and are never read.
 #pragma once
 
+#include "cuda/common/unrolled.cuh"
 #include "cuda/grouped_gemm/mma/wgrad_launch.h"
 #include "cuda/ptx/cp_async.cuh"
 #include "cuda/ptx/keep.cuh"
@@ -21,53 +23,77 @@ __device__ constexpr int operand_chunk(int row, int chunk) {
 
 template <class T, int kColumns, int kStepRows, int kThreads>
 class RowLoader {
-  static constexpr int kChunks = kColumns * sizeof(T) / 16;
-  static constexpr int kRowsAtOnce = kThreads / kChunks;
-  static constexpr int kCopies = kStepRows / kRowsAtOnce;
-  static_assert(kThreads % kChunks == 0 && kStepRows % kRowsAtOnce == 0 && 32 % kStepRows == 0);
-  // All rows that a thread copies are swizzled alike, and stand where a fixed lane of the warp found them.
-  static_assert(kRowsAtOnce % (sizeof(T) == 2 ? 8 : 4) == 0);
+  static constexpr int kRowBytes = kColumns * sizeof(T), kPieceBytes = 128, kPieces = kRowBytes / kPieceBytes;
+  static constexpr int kPieceColumns = kPieceBytes / sizeof(T);
+  static constexpr int kRowsAtOnce = kThreads / 8, kCount = kStepRows / kRowsAtOnce;
+  static_assert(kRowBytes % kPieceBytes == 0 && kStepRows % kRowsAtOnce == 0);
+  static_assert(kRowsAtOnce % 8 == 0, "all rows that a thread copies are swizzled alike");
 
  public:
-  static constexpr int kBytes = kStepRows * kColumns * sizeof(T);
+  static constexpr int kBytes = kStepRows * kRowBytes;
 
-  __device__ RowLoader(const WgradOperand& operand, int32_t begin, int32_t end, int first_column, int thread)
-      : operand_(operand), found_row_(begin + thread % kStepRows), end_(end) {
-    const int chunk = thread % kChunks, column = first_column + chunk * (16 / static_cast<int>(sizeof(T)));
-    row_ = thread / kChunks;
-    has_column_ = column < operand.columns;
+  // Where the rows of a step that this thread copies are found: entries of the gather, or the rows themselves.
+  struct Found {
+    uint32_t rows[kCount];
+  };
+
+  // tile: shared address of the first stage's.
+  __device__ RowLoader(const WgradOperand& operand, int32_t begin, int32_t end, int first_column, uint32_t tile,
+                       int thread)
+      : operand_(operand), row_(begin + thread / 8), end_(end) {
+    const int chunk = thread % 8, column = first_column + chunk * (16 / static_cast<int>(sizeof(T)));
+    pieces_ = (operand.columns - column + kPieceColumns - 1) / kPieceColumns;
+    whole_ = first_column + kColumns <= operand.columns;
+    limit_ = operand.gather != nullptr ? operand.limit : min(operand.limit, static_cast<uint32_t>(end));
     source_ = ptx::keep(operand.data + static_cast<int64_t>(column) * sizeof(T));
-    target_ = row_ * kColumns * sizeof(T) + operand_chunk<T>(row_, chunk) * 16;
+    target_ = tile + thread / 8 * kRowBytes + operand_chunk<T>(thread / 8, chunk) * 16;
   }
 
-  // Where this lane's row of the next step is found: its entry in the gather, or the row itself; negative past the end.
-  __device__ int32_t find() {
-    int32_t found = -1;
-    if (found_row_ < end_) found = operand_.gather != nullptr ? __ldg(operand_.gather + found_row_) : found_row_;
-    found_row_ += kStepRows;
-    return found;
+  // Of the next step.
+  __device__ void find(Found& found) {
+    constexpr uint32_t kNowhere = 0xffffffff;
+    unrolled<kCount>([&](auto i) { found.rows[i] = row_ + i * kRowsAtOnce; });
+    if (operand_.gather != nullptr) {
+      const int32_t* const indices = operand_.gather + row_;
+      unrolled<kCount>([&](auto i) {
+        const bool valid = static_cast<int32_t>(found.rows[i]) < end_;
+        found.rows[i] = valid ? static_cast<uint32_t>(__ldg(indices + i * kRowsAtOnce)) : kNowhere;
+      });
+    }
+    row_ += kStepRows;
   }
 
-  // Copies the step whose rows are `found` to shared address `tile`.
-  __device__ void copy(uint32_t tile, int32_t found) const {
-    constexpr uint32_t kSign = 0x80000000;
-    const uint32_t row = operand_.divisor(found & ~kSign) | (found & kSign);  // what is negative stays out of range
-#pragma unroll
-    for (int i = 0; i < kCopies; ++i) {
-      const uint32_t source_row = __shfl_sync(0xffffffff, row, row_ + i * kRowsAtOnce);
-      ptx::copy_async_or_zero(tile + target_ + i * kRowsAtOnce * kColumns * sizeof(T),
-                              source_ + static_cast<int64_t>(static_cast<int32_t>(source_row)) * operand_.row_bytes,
-                              source_row < operand_.num_rows && has_column_);
+  // Copies a step to the stage that begins `stage` bytes after the first.
+  __device__ void copy(uint32_t stage, const Found& found) const {
+    if (whole_) {
+      copy(stage, found, [](int, uint32_t bytes) { return bytes; });
+    } else {
+      copy(stage, found, [&](int piece, uint32_t bytes) { return piece < pieces_ ? bytes : 0; });
     }
   }
 
  private:
+  // bytes_of(piece, bytes of an operand's column)
+  template <class BytesOf>
+  __device__ void copy(uint32_t stage, const Found& found, const BytesOf& bytes_of) const {
+    const uint32_t to = target_ + stage;
+    unrolled<kCount>([&](auto i) {
+      const uint32_t row = operand_.divisor(found.rows[i]);  // of no meaning beyond the limit
+      const char* const from = source_ + static_cast<uint64_t>(row) * static_cast<uint32_t>(operand_.row_bytes);
+      const uint32_t bytes = found.rows[i] < limit_ ? 16 : 0;
+      unrolled<kPieces>([&](auto piece) {
+        ptx::copy_async_part<i * kRowsAtOnce * kRowBytes + piece * kPieceBytes, piece * kPieceBytes>(
+            to, from, bytes_of(piece, bytes));
+      });
+    });
+  }
+
   const WgradOperand& operand_;
-  const char* source_;  // this thread's column in row 0
-  uint32_t target_;
-  int row_;
-  int32_t found_row_, end_;
-  bool has_column_;
+  const char* source_;  // this thread's first column in row 0
+  uint32_t target_, limit_;
+  int32_t row_, end_;
+  int pieces_;  // how many of this thread's chunks of a row are columns of the operand
+  bool whole_;  // all of the block's are
 };
 
 }  // namespace moe::cuda::mma
