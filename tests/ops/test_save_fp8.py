@@ -102,7 +102,7 @@ def test_cases(backend: Backend, case: Case, dtype: torch.dtype) -> None:
     scale = exact.float().abs().amax() if exact.numel() else 0.0
     assert ((decoded - exact.float()).abs() <= exact.float().abs() / 8 + 2**-16 * scale).all()
     used = int(reference.permute(tensors["topk_ids"].cpu(), case.shape.num_experts)[0][-1])
-    assert not stored[used:].any()
+    assert not decoded[used:].any()
 
     y = moe_ext.fused_experts(**tensors, save="fp8")
     assert_same_bits(y.cpu(), moe_ext.fused_experts(**tensors, save="preact").cpu(), "y")

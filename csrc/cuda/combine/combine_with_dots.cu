@@ -2,7 +2,7 @@
 //
 // A block per token. Its threads take vectors of the token and add the token's rows in the order of k, as combine does;
 // with the row at hand they also form its product with others[t]. Partial sums of a row are added in order by one warp.
-// Each row is read once.
+// Each row is read once. Where rows are not aligned the same threads read the same columns one by one: the same sums.
 #include "cuda/combine/combine_forward.h"
 #include "cuda/combine/token_dots.cuh"
 #include "cuda/common/launch_kernel.cuh"
@@ -40,17 +40,38 @@ __device__ A sum_in_order(const A* values, int64_t count) {
   return sum;
 }
 
-template <class T, int kWidth>
-__device__ void load_wide(const T* source, bool exists, acc_t<T> (&values)[kWidth]) {
-  Vector<T, kWidth> vector = {};
-  if (exists) vector = load<kWidth>(source);
-  to_acc(vector, values);
+// The vector at source, of which `left` elements exist; zeros after them. Aligned ones exist whole or not at all.
+template <class T, bool kAligned>
+__device__ Vector<T, kVector<T>> load_vector(const T* source, int64_t left, int64_t stride = 1) {
+  Vector<T, kVector<T>> vector = {};
+  if constexpr (kAligned) {
+    if (left > 0) vector = load<kVector<T>>(source);
+  } else {
+#pragma unroll
+    for (int i = 0; i < kVector<T>; ++i) {
+      if (i < left) vector.values[i] = source[i * stride];
+    }
+  }
+  return vector;
+}
+
+template <class T, bool kAligned>
+__device__ void store_vector(T* target, const Vector<T, kVector<T>>& vector, int64_t left) {
+  if constexpr (kAligned) {
+    if (left > 0) store_whole(target, vector);
+  } else {
+#pragma unroll
+    for (int i = 0; i < kVector<T>; ++i) {
+      if (i < left) target[i] = vector.values[i];
+    }
+  }
 }
 
 // <others, bias of the expert of each choice's row>.
-template <class T, int kWidth>
+template <class T, bool kAligned>
 __device__ void add_bias_dots(const CombineExtras& x, const T* others, const int32_t* rows, int count,
                               TokenDots<acc_t<T>>& dots) {
+  constexpr int kWidth = kVector<T>;
   using A = acc_t<T>;
   for (int first = 0; first < count; first += kBatch) {
     const T* bias[kBatch];
@@ -62,13 +83,14 @@ __device__ void add_bias_dots(const CombineExtras& x, const T* others, const int
     }
     for (int64_t of_block = 0; of_block < x.others_size; of_block += kDotThreads * kWidth) {
       const int64_t column = of_block + threadIdx.x * kWidth;
-      const bool exists = column < x.others_size;
+      const int64_t left = x.others_size - column;
       A other[kWidth], products[kBatch];
-      load_wide<T, kWidth>(others + column, exists, other);
+      to_acc(load_vector<T, kAligned>(others + column, left), other);
 #pragma unroll
       for (int i = 0; i < kBatch; ++i) {
         A wide[kWidth];
-        load_wide<T, kWidth>(bias[i] + column * x.bias_stride, exists && bias[i] != nullptr, wide);
+        const int64_t of_bias = bias[i] == nullptr ? 0 : left;
+        to_acc(load_vector<T, kAligned>(bias[i] + column * x.bias_stride, of_bias, x.bias_stride), wide);
         products[i] = bias[i] == nullptr ? A(0) : dot(other, wide);  // infinity * 0 would be NaN
       }
       dots.add(first, products);
@@ -77,26 +99,28 @@ __device__ void add_bias_dots(const CombineExtras& x, const T* others, const int
 }
 
 // The token's sum to out, and products with others, of the choices in shared.
-template <class T, int kWidth>
+template <class T, bool kAligned>
 __device__ void walk_rows(const CombineParams& p, const CombineExtras& x, int64_t token, const T* others, int count,
                           const DotShared<acc_t<T>>& shared, TokenDots<acc_t<T>>& dots) {
+  constexpr int kWidth = kVector<T>;
   using A = acc_t<T>;
   for (int64_t of_block = 0; of_block < p.hidden_size; of_block += kDotThreads * kWidth) {
     const int64_t column = of_block + threadIdx.x * kWidth;
-    const bool exists = column < p.hidden_size;
+    const int64_t left = p.hidden_size - column;
     A other[kWidth], sums[kWidth] = {};
-    load_wide<T, kWidth>(others + column, exists && x.dots != nullptr, other);
+    to_acc(load_vector<T, kAligned>(others + column, x.dots != nullptr ? left : 0), other);
     for (int first = 0; first < count; first += kBatch) {
       Vector<T, kWidth> values[kBatch];
 #pragma unroll
       for (int i = 0; i < kBatch; ++i) {
         const int64_t row = shared.rows[first + i];
-        if (exists && row >= 0) values[i] = load<kWidth>(static_cast<const T*>(p.rows) + row * p.rows_stride + column);
+        if (row < 0) continue;
+        values[i] = load_vector<T, kAligned>(static_cast<const T*>(p.rows) + row * p.rows_stride + column, left);
       }
       A products[kBatch] = {};
 #pragma unroll
       for (int i = 0; i < kBatch; ++i) {
-        if (!exists || shared.rows[first + i] < 0) continue;
+        if (left <= 0 || shared.rows[first + i] < 0) continue;
         A wide[kWidth];
         to_acc(values[i], wide);
 #pragma unroll
@@ -105,13 +129,14 @@ __device__ void walk_rows(const CombineParams& p, const CombineExtras& x, int64_
       }
       if (x.dots != nullptr) dots.add(first, products);
     }
-    if (exists && p.out != nullptr) {
-      store_whole(static_cast<T*>(p.out) + token * p.out_stride + column, from_acc<T, kWidth>(sums));
+    if (p.out != nullptr) {
+      T* target = static_cast<T*>(p.out) + token * p.out_stride + column;
+      store_vector<T, kAligned>(target, from_acc<T, kWidth>(sums), left);
     }
   }
 }
 
-template <class T, int kWidth>
+template <class T, bool kAligned>
 __global__ void __launch_bounds__(kDotThreads) combine_with_dots_kernel(CombineParams p, CombineExtras x) {
   using A = acc_t<T>;
   __shared__ DotShared<A> shared;
@@ -127,7 +152,7 @@ __global__ void __launch_bounds__(kDotThreads) combine_with_dots_kernel(CombineP
     load_choices(shared, p.slot_to_row, p.topk_weights, first_slot, count, x.num_rows);
     dots.clear();
     __syncthreads();
-    if (p.out != nullptr || x.dots != nullptr) walk_rows<T, kWidth>(p, x, token, others, count, shared, dots);
+    if (p.out != nullptr || x.dots != nullptr) walk_rows<T, kAligned>(p, x, token, others, count, shared, dots);
     if (x.dots != nullptr) {
       __syncthreads();
       if (thread < count) {
@@ -139,7 +164,7 @@ __global__ void __launch_bounds__(kDotThreads) combine_with_dots_kernel(CombineP
     if (x.sums != nullptr) {
       if (x.bias != nullptr) {
         dots.clear();
-        add_bias_dots<T, kWidth>(x, others, shared.rows, count, dots);
+        add_bias_dots<T, kAligned>(x, others, shared.rows, count, dots);
         __syncthreads();
       }
 #pragma unroll 1
@@ -155,9 +180,9 @@ __global__ void __launch_bounds__(kDotThreads) combine_with_dots_kernel(CombineP
   }
 }
 
-template <class T, int kWidth>
+template <class T, bool kAligned>
 Outcome combine(const CombineParams& p, const CombineExtras& x, Stream stream) {
-  return launch("combine_with_dots", combine_with_dots_kernel<T, kWidth>, static_cast<unsigned>(p.num_tokens),
+  return launch("combine_with_dots", combine_with_dots_kernel<T, kAligned>, static_cast<unsigned>(p.num_tokens),
                 kDotThreads, 0, stream, p, x);
 }
 
@@ -167,15 +192,14 @@ Outcome combine_with_dots(const CombineParams& p, const CombineExtras& x, Stream
   const bool has_bias = x.sums != nullptr && x.bias != nullptr;
   if (x.num_partials < 0 || x.num_experts < 0 || x.others_size < 0) return {Status::kInvalidArgument};
   if (has_bias && (x.expert_offsets == nullptr || x.num_experts == 0)) return {Status::kInvalidArgument};
-  const bool vectors =
+  const bool aligned =
       is_vectorisable(p.dtype, p.rows, p.rows_stride, p.hidden_size) &&
       is_vectorisable(p.dtype, p.out, p.out_stride, p.hidden_size) &&
       (x.dots == nullptr || is_vectorisable(p.dtype, x.others, x.others_stride, p.hidden_size)) &&
       (!has_bias || (x.bias_stride == 1 && is_vectorisable(p.dtype, x.others, x.others_stride, x.others_size) &&
                      is_vectorisable(p.dtype, x.bias, x.bias_expert_stride, x.others_size)));
-  return with_type(p.dtype, [&]<class T>(T*) {
-    return vectors ? combine<T, kVector<T>>(p, x, stream) : combine<T, 1>(p, x, stream);
-  });
+  return with_type(
+      p.dtype, [&]<class T>(T*) { return aligned ? combine<T, true>(p, x, stream) : combine<T, false>(p, x, stream); });
 }
 
 }  // namespace moe::cuda

@@ -42,9 +42,9 @@ class RowLoader {
                        int thread)
       : operand_(operand), row_(begin + thread / 8), end_(end) {
     const int chunk = thread % 8, column = first_column + chunk * (16 / static_cast<int>(sizeof(T)));
-    pieces_ = (operand.columns - column + kPieceColumns - 1) / kPieceColumns;
-    whole_ = first_column + kColumns <= operand.columns;
-    limit_ = operand.gather != nullptr ? operand.limit : min(operand.limit, static_cast<uint32_t>(end));
+    const uint32_t limit = operand.gather != nullptr ? operand.limit : min(operand.limit, static_cast<uint32_t>(end));
+    unrolled<kPieces>(
+        [&](auto piece) { limits_[piece] = column + piece * kPieceColumns < operand.columns ? limit : 0; });
     source_ = ptx::keep(operand.data + static_cast<int64_t>(column) * sizeof(T));
     target_ = tile + thread / 8 * kRowBytes + operand_chunk<T>(thread / 8, chunk) * 16;
   }
@@ -65,35 +65,23 @@ class RowLoader {
 
   // Copies a step to the stage that begins `stage` bytes after the first.
   __device__ void copy(uint32_t stage, const Found& found) const {
-    if (whole_) {
-      copy(stage, found, [](int, uint32_t bytes) { return bytes; });
-    } else {
-      copy(stage, found, [&](int piece, uint32_t bytes) { return piece < pieces_ ? bytes : 0; });
-    }
-  }
-
- private:
-  // bytes_of(piece, bytes of an operand's column)
-  template <class BytesOf>
-  __device__ void copy(uint32_t stage, const Found& found, const BytesOf& bytes_of) const {
     const uint32_t to = target_ + stage;
     unrolled<kCount>([&](auto i) {
       const uint32_t row = operand_.divisor(found.rows[i]);  // of no meaning beyond the limit
       const char* const from = source_ + static_cast<uint64_t>(row) * static_cast<uint32_t>(operand_.row_bytes);
-      const uint32_t bytes = found.rows[i] < limit_ ? 16 : 0;
       unrolled<kPieces>([&](auto piece) {
         ptx::copy_async_part<i * kRowsAtOnce * kRowBytes + piece * kPieceBytes, piece * kPieceBytes>(
-            to, from, bytes_of(piece, bytes));
+            to, from, found.rows[i] < limits_[piece] ? 16 : 0);
       });
     });
   }
 
+ private:
   const WgradOperand& operand_;
   const char* source_;  // this thread's first column in row 0
-  uint32_t target_, limit_;
+  uint32_t target_;
+  uint32_t limits_[kPieces];  // below which a row's piece is there: 0 past the operand's columns
   int32_t row_, end_;
-  int pieces_;  // how many of this thread's chunks of a row are columns of the operand
-  bool whole_;  // all of the block's are
 };
 
 }  // namespace moe::cuda::mma
