@@ -28,7 +28,8 @@ EMULATOR_BUILT := $(EMULATOR)/.built
 EMULATOR_INPUTS := $(shell find emulator/src emulator/cmake emulator/torch_memory -not -name '.*') emulator/CMakeLists.txt
 VIRTUAL := build/virtual
 VIRTUAL_BUILT := $(VIRTUAL)/.built
-VIRTUAL_INPUTS := $(shell find csrc cmake tests/virtual -not -name '.*') emulator/src/runtime/context.h
+VIRTUAL_INPUTS := $(shell find csrc cmake -not -name '.*') $(wildcard tests/virtual/*.cpp tests/virtual/*.h) \
+  tests/virtual/CMakeLists.txt emulator/src/runtime/context.h
 CUDA_BUILD := build/cuda
 CXX_FILES = $(shell git ls-files --cached --others --exclude-standard -- '*.h' '*.cpp' '*.cu' '*.cuh')
 

@@ -95,7 +95,7 @@ def test_how_it_is_done_changes_no_bit(backend: Backend, problem: Problem, colum
     if not backend.takes(problem.seed):
         return
     tensors = problem.tensors()
-    expected = problem.run(backend, problem.contiguous() if backend.strides_keep_bits(problem.dtype) else tensors)
+    expected = problem.run(backend, problem.contiguous() if backend.is_cpu else tensors)
     limit = max(1, columns * problem.case.shape.num_tokens * problem.case.shape.top_k * problem.dtype.itemsize)
     for save in ("preact", "none"):
         result = problem.run(backend, tensors, save=save, workspace_limit=limit)
@@ -131,7 +131,7 @@ def test_order_of_tokens_does_not_matter(backend: Backend, problem: Problem, dat
     if not backend.takes(problem.seed):
         return
     # Picking tokens makes copies without gaps.
-    given = problem.tensors() if backend.strides_keep_bits(problem.dtype) else problem.contiguous()
+    given = problem.tensors() if backend.is_cpu else problem.contiguous()
     tensors = backend.put(given)
     chosen = torch.tensor(data.draw(st.permutations(range(problem.case.shape.num_tokens))), dtype=torch.long)
     chosen = chosen[: data.draw(st.integers(0, len(chosen)))]

@@ -65,8 +65,9 @@ class Backend:
         return (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
     def strides_keep_bits(self, dtype: torch.dtype) -> bool:
-        """Whether other strides, or another alignment, give the same bits. On a GPU they may call for another kernel,
-        except where there is but one."""
+        """Whether products have the same bits with other strides, or another alignment. On a GPU these may call for
+        another kernel, except where there is but one. Dot products by rows (the gradient of routing weights) have the
+        same bits on the CPU only: on a GPU several values are loaded at once where possible."""
         return self.is_cpu or dtype.itemsize > 2
 
     def put(self, value: Value) -> Value:
@@ -219,6 +220,7 @@ ON_EVERY_CHIP: dict[str, Mapping[str, tuple[Any, ...]]] = {
 TOO_LONG_TO_EMULATE: dict[str, Mapping[str, tuple[Any, ...]]] = {
     "test_fused_experts.py::test_blocks": {"case": ("hidden_blocked", "intermediate_blocked", "both_blocked")},
     "test_grouped_gemm.py::test_blocks": {"case": ("rows_and_k", "k_blocked")},
+    "test_fused_experts.py::test_strides": {"aligned": (False,), "dtype": (torch.float16, torch.float64)},
     "test_route.py::test_ties_go_to_the_lower_index": {
         "num_experts": (4096,),
         "dtype": (torch.bfloat16, torch.float16, torch.float64),

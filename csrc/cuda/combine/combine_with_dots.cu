@@ -49,7 +49,7 @@ __device__ Vector<T, kVector<T>> load_vector(const T* source, int64_t left, int6
   } else {
 #pragma unroll
     for (int i = 0; i < kVector<T>; ++i) {
-      if (i < left) vector.values[i] = source[i * stride];
+      vector.values[i] = i < left ? source[i * stride] : T(0.0f);
     }
   }
   return vector;
@@ -137,7 +137,8 @@ __device__ void walk_rows(const CombineParams& p, const CombineExtras& x, int64_
 }
 
 template <class T, bool kAligned>
-__global__ void __launch_bounds__(kDotThreads) combine_with_dots_kernel(CombineParams p, CombineExtras x) {
+__global__ void __launch_bounds__(kDotThreads, kAligned ? 4 : 1)
+    combine_with_dots_kernel(CombineParams p, CombineExtras x) {
   using A = acc_t<T>;
   __shared__ DotShared<A> shared;
   const int thread = static_cast<int>(threadIdx.x);

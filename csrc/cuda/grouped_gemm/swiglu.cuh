@@ -9,6 +9,7 @@
 #include "cuda/common/activation.cuh"
 #include "cuda/grouped_gemm/product.h"
 #include "cuda/grouped_gemm/slice.cuh"
+#include "cuda/ptx/opaque.cuh"
 
 namespace moe::cuda {
 
@@ -45,7 +46,7 @@ template <int kRuns, int kApart, class T>
 __device__ void store_runs(T* target, const float (&values)[kRuns][4]) {
 #pragma unroll
   for (int i = 0; i < kRuns; ++i) {
-    const float(&v)[4] = values[i];
+    const float (&v)[4] = values[i];
     *reinterpret_cast<uint2*>(target + i * kApart) = {pack<T>(v[0], v[1]), pack<T>(v[2], v[3])};
   }
 }
@@ -119,6 +120,8 @@ __device__ void finish_swiglu(const ActivateBackwardEpilogue& epilogue, const fl
   using Place = SwigluPlace<kColumns, kRows, kThreads>;
   constexpr int kRuns = Place::kRuns, kApart = Place::kApart, kRowStep = Place::kRowStep, kLanes = Place::kLanes;
   constexpr int kSumLanes = kLanes < 16 ? kLanes : 16;
+  // Slices as narrow as this come in a loop, beside all sums of a tile, that has no registers to spare.
+  if constexpr (kColumns < 128) thread = ptx::opaque(thread);
   const Place place(thread);
   const int64_t outputs = slice.columns.outputs(), first_row = slice.first_row + place.row;
   const int column = slice.columns.first + place.column, lane = thread % 32;
@@ -132,11 +135,10 @@ __device__ void finish_swiglu(const ActivateBackwardEpilogue& epilogue, const fl
 
   // Lane i of a row's lanes keeps the weight of the i-th row they come to.
   const int weight_row = place.row + thread % kLanes * kRowStep;
-  const float weights =
-      weight_row < slice.num_rows
-          ? row_weight<float>(epilogue.topk_weights, epilogue.row_to_slot, epilogue.num_slots,
-                              slice.first_row + weight_row)
-          : 0.0f;
+  const float weights = weight_row < slice.num_rows
+                            ? row_weight<float>(epilogue.topk_weights, epilogue.row_to_slot, epilogue.num_slots,
+                                                slice.first_row + weight_row)
+                            : 0.0f;
 
   // The lane that stores a sum of 64 columns, and where.
   const bool sums_up = epilogue.partials && lane % kSumLanes < (kLanes < 16 ? 1 : 2);

@@ -59,7 +59,9 @@ GemmPlan mma_rows_plan(const GemmProblem& p) {
 }
 
 // tf32 has short steps only, of 16 rows.
-int32_t wgrad_step_bytes(const GemmPlan& plan) { return plan.block_k < 64 ? kMmaWgradStepBytes : kMmaWgradLongStepBytes; }
+int32_t wgrad_step_bytes(const GemmPlan& plan) {
+  return plan.block_k < 64 ? kMmaWgradStepBytes : kMmaWgradLongStepBytes;
+}
 
 }  // namespace
 
@@ -77,16 +79,20 @@ GemmPlan rows_plan(const GemmProblem& p) {
 GemmPlan wgrad_plan(const GemmProblem& p) {
   if (has_wgmma(p)) return fills_wide(p.k) ? kWgmmaWide : kWgmmaNarrow;
   if (!has_mma(p)) return simt_plan(p, 64);
-  const int32_t block_k = elements(p, kMmaWgradStepBytes);
-  if (!is_half(p.dtype)) return {Family::kMma, 128, 128, block_k, 3};
+  const int32_t step = elements(p, kMmaWgradStepBytes), long_step = elements(p, kMmaWgradLongStepBytes);
+  if (!is_half(p.dtype)) return {Family::kMma, 128, 128, step, 3};
+  // Long steps where as many blocks find room as registers allow: one of wide tiles, else two.
+  const auto fit = [&](int64_t blocks, int32_t block_n, int32_t step_bytes, int32_t stages) {
+    return blocks * mma_wgrad_shared_bytes(128, block_n, step_bytes, stages) <= p.shared_memory_per_block;
+  };
   const int64_t wide_tiles = p.num_experts * (p.n / 128) * (p.k / 256);
-  const bool wide = p.n >= 128 && fills_wide(p.k) && wide_tiles >= p.multiprocessors &&
-                    mma_wgrad_shared_bytes(128, 256, kMmaWgradStepBytes, 4) <= p.shared_memory_per_block;
-  if (wide && mma_wgrad_shared_bytes(128, 256, kMmaWgradLongStepBytes, 3) <= p.shared_memory_per_block) {
-    return {Family::kMma, 128, 256, elements(p, kMmaWgradLongStepBytes), 3};
+  if (p.n >= 128 && fills_wide(p.k) && wide_tiles >= p.multiprocessors) {
+    if (fit(1, 256, kMmaWgradLongStepBytes, 3)) return {Family::kMma, 128, 256, long_step, 3};
+    if (fit(1, 256, kMmaWgradStepBytes, 4)) return {Family::kMma, 128, 256, step, 4};
   }
-  if (wide) return {Family::kMma, 128, 256, block_k, 4};
-  return p.n > 64 ? GemmPlan{Family::kMma, 128, 128, block_k, 3} : GemmPlan{Family::kMma, 64, 128, block_k, 4};
+  if (p.n <= 64) return {Family::kMma, 64, 128, step, 4};
+  if (fit(2, 128, kMmaWgradLongStepBytes, 2)) return {Family::kMma, 128, 128, long_step, 2};
+  return {Family::kMma, 128, 128, step, 3};
 }
 
 GemmPlan for_columns(const GemmPlan& plan, int64_t n) {

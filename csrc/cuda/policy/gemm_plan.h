@@ -50,8 +50,8 @@ constexpr int64_t mma_rows_shared_bytes(int32_t block_m, int32_t block_n, int32_
   return stages * ((block_m + block_n) * int64_t{kMmaStepBytes} + 1152);
 }
 
-// The mma engine's weight gradients go through the rows in steps of step_bytes of a column: 64 (32 rows, or 16 of tf32),
-// or 128 (64 rows of 16-bit data). Shared memory holds `stages` steps of both operands.
+// The mma engine's weight gradients go through the rows in steps of step_bytes of a column: 64 (32 rows, or 16 of
+// tf32), or 128 (64 rows of 16-bit data). Shared memory holds `stages` steps of both operands.
 constexpr int32_t kMmaWgradStepBytes = 64, kMmaWgradLongStepBytes = 128;
 constexpr int64_t mma_wgrad_shared_bytes(int32_t block_m, int32_t block_n, int32_t step_bytes, int32_t stages) {
   return int64_t{stages} * (block_m + block_n) * step_bytes;

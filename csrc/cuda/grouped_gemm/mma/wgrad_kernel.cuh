@@ -52,8 +52,8 @@ __device__ void write_sums(const typename Tile::Product& product, char* slice, O
   constexpr int kPerChunk = 16 / sizeof(Out), kRowChunks = Tile::kWarpN / kPerChunk, kRowsAtOnce = 32 / kRowChunks;
   constexpr int kBatch = 8;  // loads under way at a time
   const int chunk = lane % kRowChunks, column = first_n + chunk * kPerChunk;
-  const int64_t skip = kRowsAtOnce * p.out_stride;
-  Out* to = out + (first_m + lane / kRowChunks) * p.out_stride + column;
+  const int64_t skip = kRowsAtOnce * p.out_stride * static_cast<int64_t>(sizeof(Out));
+  char* to = reinterpret_cast<char*>(out + (first_m + lane / kRowChunks) * p.out_stride + column);
   // How many of the rows that this lane writes are there.
   int rows =
       column < p.right.columns ? (p.left.columns - first_m - lane / kRowChunks + kRowsAtOnce - 1) / kRowsAtOnce : 0;
@@ -66,7 +66,7 @@ __device__ void write_sums(const typename Tile::Product& product, char* slice, O
       if constexpr (kAccumulate) {
 #pragma unroll
         for (int i = 0; i < kBatch; ++i) {
-          if (i < rows) before[i] = load<kPerChunk>(to + i * skip);
+          if (i < rows) before[i] = load<kPerChunk>(reinterpret_cast<const Out*>(to + i * skip));
         }
       }
 #pragma unroll
@@ -78,7 +78,7 @@ __device__ void write_sums(const typename Tile::Product& product, char* slice, O
 #pragma unroll
           for (int j = 0; j < kPerChunk; ++j) sums.values[j] += before[i].values[j];
         }
-        if (i < rows) store(to, sums);
+        if (i < rows) store(reinterpret_cast<Out*>(to), sums);
         to += skip;
       }
       rows -= kBatch;

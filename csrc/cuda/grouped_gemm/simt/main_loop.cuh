@@ -25,7 +25,8 @@ struct TileShape {
 
   static constexpr int kSumsStride = kBlockN + kWidest;
   static constexpr int kBuffers = 2 * (kTileA + kTileB), kSums = kBlockM * kSumsStride;
-  static constexpr int kMinBlocks = kBlockM == 64 ? 3 : 4;  // on a multiprocessor: as many as registers allow for
+  // On a multiprocessor: as many as registers allow for.
+  static constexpr int kMinBlocks = sizeof(T) == 8 ? 2 : kBlockM == 64 ? 3 : 4;
   static constexpr int kShared = kBuffers > kSums ? kBuffers : kSums;  // the sums take the buffers' place
 };
 
