@@ -45,7 +45,7 @@ function(moe_compile_kernels objects)
     file(MAKE_DIRECTORY ${folder})
     add_custom_command(
       OUTPUT ${object} DEPENDS ${source} DEPFILE ${object}.d
-      COMMAND ${MOE_NVCC} -c -std=c++20 -O3 -lineinfo -Xcompiler=-fPIC,-fvisibility=hidden ${arg_FLAGS}
+      COMMAND ${MOE_NVCC} -c -std=c++20 -O3 -Xcompiler=-fPIC,-fvisibility=hidden ${arg_FLAGS}
         -I${MOE_ROOT}/csrc -I${MOE_ROOT}/csrc/include -MD -MF ${object}.d -MT ${object} -o ${object} ${source}
       COMMENT "Compiling ${name}" VERBATIM)
     list(APPEND compiled ${object})
