@@ -193,7 +193,8 @@ def test_faults(load_cuda: Callable[..., Any], change: dict[str, Any], kind: str
     array = kernel.gpu.array(np.ones((32, 64), np.uint8))
     out = np.zeros(4096, np.uint8)
     tensor_map = emulator.TensorMap(array, change.get("box", (16, 64)), dims=change.get("dims"))
-    start = coordinates([40, 0] if "dims" in change else [0, 0])
+    # Begins inside and crosses the end: what lies farther off may be another array.
+    start = coordinates([24, 0] if "dims" in change else [0, 0])
     with pytest.raises(emulator.Fault) as caught:
         kernel(
             1, 32, change.get("map", tensor_map), change.get("rank", 2), start, change.get("bytes", 16 * 64),
