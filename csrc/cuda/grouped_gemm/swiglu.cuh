@@ -6,6 +6,8 @@
 // pointers move from row to row.
 #pragma once
 
+#include <type_traits>
+
 #include "cuda/common/activation.cuh"
 #include "cuda/grouped_gemm/product.h"
 #include "cuda/grouped_gemm/slice.cuh"
@@ -120,8 +122,10 @@ __device__ void finish_swiglu(const ActivateBackwardEpilogue& epilogue, const fl
   using Place = SwigluPlace<kColumns, kRows, kThreads>;
   constexpr int kRuns = Place::kRuns, kApart = Place::kApart, kRowStep = Place::kRowStep, kLanes = Place::kLanes;
   constexpr int kSumLanes = kLanes < 16 ? kLanes : 16;
-  // Slices as narrow as this come in a loop, beside all sums of a tile, that has no registers to spare.
-  if constexpr (kColumns < 128) thread = ptx::opaque(thread);
+  // Narrow slices come in a loop, beside all sums of a tile, that has no registers to spare; nor has the widest tile of
+  // float16, whose conversions take more of them.
+  constexpr bool kFewRegisters = kColumns < 128 || (std::is_same_v<T, __half> && kColumns > 128);
+  if constexpr (kFewRegisters) thread = ptx::opaque(thread);
   const Place place(thread);
   const int64_t outputs = slice.columns.outputs(), first_row = slice.first_row + place.row;
   const int column = slice.columns.first + place.column, lane = thread % 32;
