@@ -121,7 +121,7 @@ __device__ void sort_in_block(const Slots<Id>& slots, const Rows& rows, int warp
 }
 
 template <class Id>
-__global__ void __launch_bounds__(kBlockThreads)
+__global__ void __launch_bounds__(kBlockThreads, 1)
     permute_block_kernel(Slots<Id> slots, Rows rows, int warps, TileOutput tiles) {
   extern __shared__ int32_t counters[];
   __shared__ TileScanShared<kBlockThreads> scan_shared;
@@ -155,7 +155,7 @@ struct Chunks {
 };
 
 template <bool kShared, class Id>
-__global__ void __launch_bounds__(kCountThreads) count_chunks_kernel(Slots<Id> slots, Chunks chunks) {
+__global__ void __launch_bounds__(kCountThreads, 1) count_chunks_kernel(Slots<Id> slots, Chunks chunks) {
   extern __shared__ int32_t shared_counters[];
   int32_t* counters = kShared ? shared_counters : chunks.counters + blockIdx.x;
   const int64_t stride = kShared ? 1 : chunks.count;
@@ -195,7 +195,7 @@ __device__ int32_t rank_chunks(int32_t* counters, int32_t num_chunks) {
 }
 
 // rows.expert_offsets null: only the ranks.
-__global__ void __launch_bounds__(kBlockThreads)
+__global__ void __launch_bounds__(kBlockThreads, 1)
     scan_chunks_kernel(Chunks chunks, Rows rows, uint32_t num_experts, int32_t num_slots, TileOutput tiles) {
   __shared__ TileScanShared<kBlockThreads> scan_shared;
   __shared__ int32_t counts[kBlockThreads];
@@ -219,7 +219,7 @@ __global__ void __launch_bounds__(kBlockThreads)
 
 // kMark: writes who stays instead of rows.
 template <bool kShared, bool kMark, class Id>
-__global__ void __launch_bounds__(kCountThreads)
+__global__ void __launch_bounds__(kCountThreads, 1)
     place_chunks_kernel(Slots<Id> slots, Chunks chunks, Rows rows, int warps) {
   extern __shared__ int32_t shared_counters[];
   const Range range = chunks.own(slots.count);

@@ -53,7 +53,7 @@ __device__ void scatter_slots(const Restore& p, uint32_t first, uint32_t step) {
 
 // kOneBlock: clears, scatters, makes tiles. Otherwise block 0 makes tiles and the others scatter into rows of -1.
 template <bool kOneBlock>
-__global__ void __launch_bounds__(kThreads) restore_routing_kernel(Restore p) {
+__global__ void __launch_bounds__(kThreads, 1) restore_routing_kernel(Restore p) {
   if constexpr (kOneBlock) {
     if (p.row_to_slot != nullptr) {
       for (int32_t row = static_cast<int32_t>(threadIdx.x); row < p.num_rows; row += kThreads) p.row_to_slot[row] = -1;

@@ -76,7 +76,7 @@ __device__ void add_score_sums(const RouteRule& rule, int num_experts, const flo
 }
 
 template <int kLanes, int kRegisters>
-__global__ void __launch_bounds__(kThreads) route_backward_kernel(const RouteBackwardParams p) {
+__global__ void __launch_bounds__(kThreads, 1) route_backward_kernel(const RouteBackwardParams p) {
   using Group = Lanes<kLanes>;
   constexpr int kRows = kThreads / kLanes, kWidth = kLanes * kRegisters;
   __shared__ float shared[kRows][kWidth];
