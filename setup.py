@@ -15,7 +15,7 @@ Environment variables that are honoured:
 ``CXXFLAGS``, ``CUDAFLAGS``
 ==========================  ==========================================================================
 
-ccache is used where it is found. The build tree (``build/cmake-*``) is kept between builds, so a rebuild
+ccache is used for C++ where it is found. The build tree (``build/cmake-*``) is kept between builds, so a rebuild
 compiles only what changed.
 """
 
@@ -106,7 +106,7 @@ def configure_arguments(library_dir: Path) -> list[str]:
         archs = os.environ.get("TORCH_CUDA_ARCH_LIST", DEFAULT_CUDA_ARCHS)
         definitions["CMAKE_CUDA_ARCHITECTURES"] = cmake_cuda_architectures(archs)
     if ccache := shutil.which("ccache"):
-        for language in ("C", "CXX", "CUDA"):
+        for language in ("C", "CXX"):
             if f"CMAKE_{language}_COMPILER_LAUNCHER" not in os.environ:
                 definitions[f"CMAKE_{language}_COMPILER_LAUNCHER"] = ccache
     # Which definitions CMake reads depends on whether CUDA is built; the rest need no warning.

@@ -4,11 +4,6 @@ import pytest
 
 from tests.cuda.objects import Kernel, kernels
 
-REGISTERS_OF_A_MULTIPROCESSOR = 65536
-
-# Threads of a block, and how many blocks a multiprocessor should hold at least, by the beginning of a kernel's name.
-GEMM_NAMES = ("moe::cuda::mma::", "moe::cuda::wgmma::", "moe::cuda::simt::")
-
 
 def described(found: list[Kernel]) -> str:
     return "\n".join(
@@ -54,7 +49,7 @@ def test_every_architecture_has_every_kernel() -> None:
 
 @pytest.mark.parametrize("family", ["mma", "wgmma", "simt"])
 def test_registers_leave_room_for_the_block(family: str) -> None:
-    """The smallest promise: a block of 256 threads fits (128 registers more for wgmma's setmaxnreg to hand out)."""
+    """A multiprocessor has 65536: blocks of 256 threads fit, and of 384 for wgmma, whose warps then share them out."""
     for kernel in of_family(family):
         assert kernel.registers <= (168 if family == "wgmma" else 255), kernel
 
