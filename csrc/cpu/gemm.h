@@ -77,9 +77,9 @@ struct GemmJob {
 
 struct GemmKernel {
   void (*run)(const GemmJob&, void* scratch);
-  int64_t (*scratch_bytes)(int64_t m, int64_t n, int64_t k);
-  int64_t m_chunk;       // rows of one job at most, for a k that fits the cache
-  int64_t column_block;  // columns of one epilogue call: jobs start at multiples of it
+  int64_t (*scratch_bytes)(const GemmJob&);
+  int64_t (*row_chunk)(const GemmJob&);  // how many of an expert's rows one job takes at most
+  int64_t column_block;                  // columns of one epilogue call: jobs start at multiples of it
 };
 
 }  // namespace moe::cpu

@@ -3,6 +3,7 @@
 // 16 columns).
 #pragma once
 
+#include "cpu/amx/tiles.h"
 #include "cpu/avx512/vector.h"
 #include "cpu/vectorized/engines.h"
 
@@ -19,15 +20,8 @@ struct AmxEngine : PairPacking<32> {
   static constexpr int64_t kSuper = 256;
   static constexpr int64_t kMChunk = 288;
 
-  static void begin() {
-    struct alignas(64) {
-      uint8_t palette = 1, start_row = 0, reserved[14] = {};
-      uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-      uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
-    } const config;
-    _tile_loadconfig(&config);
-  }
-  static void end() { _tile_release(); }
+  static void begin() { begin_tiles(); }
+  static void end() { end_tiles(); }
   static int64_t q_width(int64_t outer) { return round_up(outer, 16); }
 
   static void micro(bool, const bf16* p, int64_t ldp, int64_t p_rows, const bf16* q, int64_t width, int64_t k, float* d,

@@ -19,20 +19,15 @@ struct JobRange {
   int64_t expert, row0, rows, col0, columns;
 };
 
-// A packed block of rows stays within this many elements, unless k alone is longer.
-constexpr int64_t kPackedElements = int64_t{4} << 20;
-constexpr int64_t kRowStep = 48;
 // Enough jobs that the last ones to finish do not leave threads waiting long.
 constexpr int64_t kJobsPerThread = 6;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-int64_t row_chunk(const GemmKernel& kernel, int64_t m, int64_t k) {
-  int64_t chunk = kernel.m_chunk;
-  if (k > 0) chunk = std::clamp(kPackedElements / k / kRowStep * kRowStep, kRowStep, chunk);
+int64_t row_chunk(const GemmKernel& kernel, const GemmJob& job) {
   // Equal chunks rather than a short last one: the weight is read once per chunk.
-  const int64_t chunks = ceil_div(m, chunk);
-  return std::min(chunk, ceil_div(ceil_div(m, chunks), 16) * 16);
+  const int64_t most = kernel.row_chunk(job), chunks = ceil_div(job.m, most);
+  return std::min(most, ceil_div(ceil_div(job.m, chunks), 32) * 32);
 }
 
 // Jobs begin at multiples of this. No two of them share a scale of what is kept as MXFP8.
@@ -53,7 +48,7 @@ Status run_grouped(const GroupedProduct& product, const Parallel& parallel) {
   for (int64_t e = 0; e < product.num_experts; ++e) {
     GemmJob& job = experts[e] = product.describe(e);
     if (job.m <= 0 || job.n <= 0) continue;
-    row_blocks += ceil_div(job.m, row_chunk(kernel, job.m, job.k));
+    row_blocks += ceil_div(job.m, row_chunk(kernel, job));
     work += job.m * job.n;
   }
   if (work == 0) return Status::kOk;
@@ -64,7 +59,7 @@ Status run_grouped(const GroupedProduct& product, const Parallel& parallel) {
   for (int64_t e = 0; e < product.num_experts; ++e) {
     const GemmJob& job = experts[e];
     if (job.m <= 0 || job.n <= 0) continue;
-    const int64_t rows = row_chunk(kernel, job.m, job.k);
+    const int64_t rows = row_chunk(kernel, job);
     const int64_t cuts = std::max<int64_t>(1, std::min(ceil_div(wanted, row_blocks), job.n / 128));
     const int64_t step = column_step(kernel, job);
     const int64_t columns = ceil_div(ceil_div(job.n, cuts), step) * step;
@@ -93,7 +88,7 @@ Status run_grouped(const GroupedProduct& product, const Parallel& parallel) {
       job.col0 += range.col0;
       job.m = range.rows;
       job.n = range.columns;
-      void* scratch = thread_scratch(kernel.scratch_bytes(job.m, job.n, job.k));
+      void* scratch = thread_scratch(kernel.scratch_bytes(job));
       if (!scratch) {
         out_of_memory = true;
         return;

@@ -70,6 +70,20 @@ static void accumulate_block(const EpilogueParams& p, const EpilogueBlock<A>& bl
   }
 }
 
+// Activations of up to kMaxColumns values in arrays of that size. An instruction set may have its own for data that is
+// rounded to T.
+template <Activation kKind, class T>
+struct Activate {
+  using A = acc_t<T>;
+  static void forward(const A* gate, const A* up, int64_t count, A alpha, A limit, A* act) {
+    activate_as<kKind>(gate, up, count, alpha, limit, act);
+  }
+  static void backward(const A* gate, const A* up, const A* grad, int64_t count, A alpha, A limit, A* act, A* grad_gate,
+                       A* grad_up) {
+    activate_backward_as<kKind>(gate, up, grad, count, alpha, limit, act, grad_gate, grad_up);
+  }
+};
+
 template <Activation kKind, class T, class A>
 static void activation_block(const EpilogueParams& p, const EpilogueBlock<A>& block) {
   constexpr bool kGated = is_gated(kKind);
@@ -100,7 +114,7 @@ static void activation_block(const EpilogueParams& p, const EpilogueBlock<A>& bl
       if (kGated) store_run(z[1], target + up_at, p.gate_step, n);
     }
     if (p.act) {
-      activate_as<kKind>(z[0], z[1], n, A(p.activation.alpha), A(p.activation.limit), act);
+      Activate<kKind, T>::forward(z[0], z[1], n, A(p.activation.alpha), A(p.activation.limit), act);
       store_run(act, static_cast<T*>(p.act) + row * p.act_stride + block.col0, 1, n);
     }
   }
@@ -172,18 +186,19 @@ static void activation_backward_block(const EpilogueParams& p, const EpilogueBlo
       for (int64_t j = 0; j < n; ++j) scaled[j] = c[j] * weight;
       d_act = scaled;
     }
-    activate_backward_as<kKind>(z[0], z[1], d_act, n, A(p.activation.alpha), A(p.activation.limit), act, grad[0],
-                                grad[1]);
+    Activate<kKind, T>::backward(z[0], z[1], d_act, n, A(p.activation.alpha), A(p.activation.limit), act, grad[0],
+                                 grad[1]);
     if (p.weight_grad_partials) {
-      // Sixteen running sums, added up in order: the same on every instruction set.
+      // Sixteen running sums, added up by halves: the same on every instruction set.
       A sums[16] = {};
       for (int64_t j = 0; j + 16 <= n; j += 16) {
         for (int64_t lane = 0; lane < 16; ++lane) sums[lane] += c[j + lane] * act[j + lane];
       }
       for (int64_t j = n / 16 * 16; j < n; ++j) sums[j % 16] += c[j] * act[j];
-      A sum = 0;
-      for (int64_t lane = 0; lane < 16; ++lane) sum += sums[lane];
-      static_cast<A*>(p.weight_grad_partials)[row * p.partials_stride + block.col0 / column_block] = sum;
+      for (int64_t width = 8; width > 0; width /= 2) {
+        for (int64_t lane = 0; lane < width; ++lane) sums[lane] += sums[lane + width];
+      }
+      static_cast<A*>(p.weight_grad_partials)[row * p.partials_stride + block.col0 / column_block] = sums[0];
     }
     if (p.act) {
       if (!p.weights_on_input) {
@@ -205,7 +220,8 @@ static void activation_backward_block(const EpilogueParams& p, const EpilogueBlo
 }
 
 template <class T, class A>
-static void run_epilogue(Epilogue kind, const EpilogueParams& p, const EpilogueBlock<A>& block, int64_t column_block) {
+static void run_any_epilogue(Epilogue kind, const EpilogueParams& p, const EpilogueBlock<A>& block,
+                             int64_t column_block) {
   switch (kind) {
     case Epilogue::kStore:
       return store_block<T>(p, block);
@@ -218,5 +234,13 @@ static void run_epilogue(Epilogue kind, const EpilogueParams& p, const EpilogueB
                              [&]<Activation kKind>() { activation_backward_block<kKind, T>(p, block, column_block); });
   }
 }
+
+// What the loops around a micro-kernel call. An instruction set may have its own for some data.
+template <class T, class A>
+struct EpilogueOf {
+  static void run(Epilogue kind, const EpilogueParams& p, const EpilogueBlock<A>& block, int64_t column_block) {
+    run_any_epilogue<T>(kind, p, block, column_block);
+  }
+};
 
 }  // namespace moe::cpu::MOE_ISA

@@ -51,8 +51,17 @@ struct GemmPlan {
 };
 
 template <class Engine>
-static int64_t gemm_scratch_bytes(int64_t m, int64_t, int64_t k) {
-  return GemmPlan<Engine>(m, k).bytes();
+static int64_t gemm_scratch_bytes(const GemmJob& job) {
+  return GemmPlan<Engine>(job.m, job.k).bytes();
+}
+
+template <class Engine>
+static int64_t gemm_row_chunk(const GemmJob& job) {
+  // A packed block of rows stays within this many elements, unless k alone is longer.
+  constexpr int64_t kPackedElements = int64_t{4} << 20, kRowStep = 48;
+  if (job.k == 0) return Engine::kMChunk;
+  const int64_t rows = kPackedElements / job.k / kRowStep * kRowStep;
+  return rows < kRowStep ? kRowStep : rows < Engine::kMChunk ? rows : Engine::kMChunk;
 }
 
 template <class T, class Engine>
@@ -174,7 +183,7 @@ class GemmDriver {
     if (!swapped_ && (job_.epilogue == Epilogue::kStore || job_.epilogue == Epilogue::kAccumulate)) {
       // Groups lie side by side and nothing is done per group: long runs of each row.
       const EpilogueBlock<Acc> block = {c_, nullptr, c_stride(), job_.row0, job_.m, job_.col0 + n0, columns};
-      run_epilogue<T>(job_.epilogue, *job_.params, block, Engine::kGroup);
+      EpilogueOf<T, Acc>::run(job_.epilogue, *job_.params, block, Engine::kGroup);
       return;
     }
     // What is encoded stays where the sums were, until all groups have it.
@@ -204,7 +213,7 @@ class GemmDriver {
         block.z[half] = c_ + (c_column + half * Engine::kGroup) * z_column;
       }
       block.z_ld = z_row;
-      run_epilogue<T>(job_.epilogue, *job_.params, block, Engine::kGroup);
+      EpilogueOf<T, Acc>::run(job_.epilogue, *job_.params, block, Engine::kGroup);
     }
     static_assert(Engine::kSuper / 2 % kMxfp8Columns == 0);
     if (encodes) {
@@ -232,7 +241,7 @@ static void run_gemm(const GemmJob& job, void* scratch) {
 
 template <class T, class Engine>
 static constexpr GemmKernel gemm_kernel() {
-  return {run_gemm<T, Engine>, gemm_scratch_bytes<Engine>, Engine::kMChunk, Engine::kGroup};
+  return {run_gemm<T, Engine>, gemm_scratch_bytes<Engine>, gemm_row_chunk<Engine>, Engine::kGroup};
 }
 
 }  // namespace moe::cpu::MOE_ISA
