@@ -22,6 +22,7 @@ _versions.check_after_loading(_C.build_info())
 
 # Before anything else of the package: an op that is traced without its derivative keeps lacking it.
 from .ops import (  # noqa: E402
+    PackedExperts,
     Permutation,
     Routing,
     RoutingWithStatistics,
@@ -51,6 +52,7 @@ def __getattr__(name: str) -> _ModuleType:
 
 
 __all__ = [
+    "PackedExperts",
     "Permutation",
     "Routing",
     "RoutingWithStatistics",

@@ -19,11 +19,13 @@ class ColumnWeightGemm {
     return a_fits && b_fits && !is_mxfp8 && job.k > 0;
   }
 
-  static int64_t scratch_bytes(int64_t m, int64_t k) { return Plan(m, k).bytes(); }
+  // Of all rows but those of a panel that is not full.
+  static bool loads_rows_directly(const GemmJob& job) { return !job.a.index && job.k % kStepK == 0; }
+  static int64_t scratch_bytes(const GemmJob& job) { return Plan(job).bytes(); }
 
   ColumnWeightGemm(const GemmJob& job, void* scratch)
       : job_(job),
-        plan_(job.m, job.k),
+        plan_(job),
         a_(job.a),
         b_(job.b),
         halves_(job.pair_offset ? 2 : 1),
@@ -55,14 +57,14 @@ class ColumnWeightGemm {
   struct Plan {
     int64_t steps, k_blocks, block_steps, p_bytes, block_bytes, c_bytes;
 
-    Plan(int64_t m, int64_t k) {
-      steps = steps_of(k);
-      k_blocks = (k + kBlockK - 1) / kBlockK;
+    explicit Plan(const GemmJob& job) {
+      steps = steps_of(job.k);
+      k_blocks = (job.k + kBlockK - 1) / kBlockK;
       block_steps = (steps + k_blocks - 1) / k_blocks;
       k_blocks = (steps + block_steps - 1) / block_steps;
-      p_bytes = panels_of(m) * steps * kPanelStep;
+      p_bytes = (loads_rows_directly(job) ? 1 : panels_of(job.m)) * steps * kPanelStep;
       block_bytes = block_steps * kPanelStep * (kBlockColumns / kPanel);
-      c_bytes = panels_of(m) * kPanel * kLdc * static_cast<int64_t>(sizeof(float));
+      c_bytes = panels_of(job.m) * kPanel * kLdc * static_cast<int64_t>(sizeof(float));
     }
     int64_t bytes() const { return p_bytes + 2 * block_bytes + c_bytes; }
   };
@@ -107,8 +109,10 @@ class ColumnWeightGemm {
   const char* address(const Block& block) const { return reinterpret_cast<const char*>(b_.at(block.col0, block.k0)); }
 
   // A panel of rows that tiles can be loaded from as it is.
-  bool is_direct(int64_t i) const { return !a_.index && job_.k % kStepK == 0 && job_.m - i >= kPanel; }
-  char* p_panel(int64_t i) const { return p_ + i / kPanel * plan_.steps * kPanelStep; }
+  bool is_direct(int64_t i) const { return loads_rows_directly(job_) && job_.m - i >= kPanel; }
+  char* p_panel(int64_t i) const {
+    return p_ + (loads_rows_directly(job_) ? 0 : i / kPanel) * plan_.steps * kPanelStep;
+  }
   TileRun p_run(int64_t i, int64_t k0) const {
     if (is_direct(i)) return TileRun::rows(a_.at(i, k0), a_.outer_stride * 2);
     return TileRun::packed(p_panel(i) + k0 / kStepK * kPanelStep);

@@ -24,15 +24,19 @@ static void run_amx_gemm(const GemmJob& job, void* scratch) {
 
 static int64_t amx_scratch_bytes(const GemmJob& job) {
   if (RowWeightGemm::takes(job)) return RowWeightGemm::scratch_bytes(job.m, job.k);
-  if (ColumnWeightGemm::takes(job)) return ColumnWeightGemm::scratch_bytes(job.m, job.k);
+  if (ColumnWeightGemm::takes(job)) return ColumnWeightGemm::scratch_bytes(job);
   if (WeightGradientGemm::takes(job)) return WeightGradientGemm::scratch_bytes(job.m, job.k);
   return gemm_scratch_bytes<AmxEngine>(job);
 }
 
 static int64_t amx_row_chunk(const GemmJob& job) {
-  if (RowWeightGemm::takes(job) || ColumnWeightGemm::takes(job)) {
+  constexpr int64_t kMost = 512;
+  const bool is_row_weight = RowWeightGemm::takes(job),
+             is_column_weight = !is_row_weight && ColumnWeightGemm::takes(job);
+  if (is_column_weight && ColumnWeightGemm::loads_rows_directly(job)) return kMost;
+  if (is_row_weight || is_column_weight) {
     // What is packed of the rows stays in the L2 cache while the weights pass by.
-    constexpr int64_t kElements = int64_t{640} << 10, kMost = 512, kFewest = 64;
+    constexpr int64_t kElements = int64_t{640} << 10, kFewest = 64;
     const int64_t rows = kElements / (steps_of(job.k) * kStepK) / kPanel * kPanel;
     return rows < kFewest ? kFewest : smaller(rows, kMost);
   }

@@ -46,6 +46,7 @@ class WeightGradientGemm {
         for (int64_t j = 0; j < columns; j += kPanel) multiply(i, j0, j);
       }
     }
+    finish_.rest();
     _mm_sfence();
     end_tiles();
   }
@@ -59,26 +60,52 @@ class WeightGradientGemm {
   }
   char* q_panel(int64_t j) const { return q_ + j / kPanel * steps_ * kPanelStep; }
 
-  void multiply(int64_t i, int64_t j0, int64_t j) {
-    alignas(64) float c[kPanel * kPanel];
-    NoShadow none;
-    multiply_tiles<2>(TileRun::packed(p_ + i / kPanel * steps_ * kPanelStep), TileRun::packed(q_panel(j)), steps_, c,
-                      kPanel, false, none);
-    const EpilogueParams& p = *job_.params;
-    const int64_t rows = smaller(kPanel, job_.m - i), column = job_.col0 + j0 + j;
-    const uint32_t mask = mask_of(job_.n - j0 - j);
-    bf16* out = static_cast<bf16*>(p.out) + (job_.row0 + i) * p.out_row_stride + column;
-    const bool streams = mask == ~0u && reinterpret_cast<uintptr_t>(out) % 64 == 0 && p.out_row_stride % kPanel == 0;
-    for (int64_t r = 0; r < rows; ++r, out += p.out_row_stride) {
-      const __m512i line = round_line(c + r * kPanel);
-      if (streams) {
-        _mm512_stream_si512(reinterpret_cast<__m512i*>(out), line);
-      } else {
-        _mm512_mask_storeu_epi16(out, mask, line);
+  // 32 by 32 sums on their way to the result, some rows in each step of the product that follows them.
+  struct Finish {
+    const float* c = nullptr;
+    bf16* out = nullptr;
+    int64_t row_stride = 0, rows = 0, rows_per_step = 0, done = 0;
+    uint32_t mask = 0;
+    bool streams = false;
+
+    __attribute__((always_inline)) void step() {
+      for (int64_t end = done + rows_per_step; done < end; ++done) {
+        if (done >= rows) return;
+        const __m512i line = round_line(c + done * kPanel);
+        bf16* to = out + done * row_stride;
+        if (streams) {
+          _mm512_stream_si512(reinterpret_cast<__m512i*>(to), line);
+        } else {
+          _mm512_mask_storeu_epi16(to, mask, line);
+        }
       }
     }
+    void rest() {
+      rows_per_step = rows;
+      step();
+    }
+  };
+
+  void multiply(int64_t i, int64_t j0, int64_t j) {
+    float* c = c_[turn_ ^= 1];
+    multiply_tiles<2>(TileRun::packed(p_ + i / kPanel * steps_ * kPanelStep), TileRun::packed(q_panel(j)), steps_, c,
+                      kPanel, false, finish_);
+    finish_.rest();
+    const EpilogueParams& p = *job_.params;
+    finish_.c = c;
+    finish_.out = static_cast<bf16*>(p.out) + (job_.row0 + i) * p.out_row_stride + job_.col0 + j0 + j;
+    finish_.row_stride = p.out_row_stride;
+    finish_.rows = smaller(kPanel, job_.m - i);
+    finish_.rows_per_step = (kPanel + steps_ - 1) / steps_;
+    finish_.done = 0;
+    finish_.mask = mask_of(job_.n - j0 - j);
+    finish_.streams =
+        finish_.mask == ~0u && reinterpret_cast<uintptr_t>(finish_.out) % 64 == 0 && p.out_row_stride % kPanel == 0;
   }
 
+  alignas(64) float c_[2][kPanel * kPanel];
+  Finish finish_;
+  int turn_ = 0;
   const GemmJob& job_;
   const int64_t steps_;
   char* p_;

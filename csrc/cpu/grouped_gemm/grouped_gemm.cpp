@@ -21,6 +21,7 @@ struct JobRange {
 
 // Enough jobs that the last ones to finish do not leave threads waiting long.
 constexpr int64_t kJobsPerThread = 6;
+constexpr int64_t kFewestColumns = 128;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -28,6 +29,12 @@ int64_t row_chunk(const GemmKernel& kernel, const GemmJob& job) {
   // Equal chunks rather than a short last one: the weight is read once per chunk.
   const int64_t most = kernel.row_chunk(job), chunks = ceil_div(job.m, most);
   return std::min(most, ceil_div(ceil_div(job.m, chunks), 32) * 32);
+}
+
+// Time that rows of an expert take, in rows: the weight has to come from memory for the first of them.
+int64_t work_of(const GemmJob& job, int64_t rows) {
+  constexpr int64_t kRowsOfWeight = 64;
+  return (rows + kRowsOfWeight) * job.n;
 }
 
 // Jobs begin at multiples of this. No two of them share a scale of what is kept as MXFP8.
@@ -44,24 +51,23 @@ const char* element(const void* data, int64_t index, DType dtype) {
 Status run_grouped(const GroupedProduct& product, const Parallel& parallel) {
   const GemmKernel& kernel = kernels().gemm[static_cast<int>(product.dtype)];
   std::vector<GemmJob> experts(product.num_experts);
-  int64_t row_blocks = 0, work = 0;
+  int64_t work = 0;
   for (int64_t e = 0; e < product.num_experts; ++e) {
-    GemmJob& job = experts[e] = product.describe(e);
-    if (job.m <= 0 || job.n <= 0) continue;
-    row_blocks += ceil_div(job.m, row_chunk(kernel, job));
-    work += job.m * job.n;
+    const GemmJob& job = experts[e] = product.describe(e);
+    if (job.m > 0 && job.n > 0) work += work_of(job, job.m);
   }
   if (work == 0) return Status::kOk;
 
-  // Columns are only cut when whole row blocks would be too few: each cut packs the rows again.
+  // Columns are only cut where a block of rows with all of them would be too large a share of the work: each cut packs
+  // the rows again.
   const int64_t wanted = parallel.num_threads > 1 ? kJobsPerThread * parallel.num_threads : 1;
   std::vector<JobRange> jobs;
   for (int64_t e = 0; e < product.num_experts; ++e) {
     const GemmJob& job = experts[e];
     if (job.m <= 0 || job.n <= 0) continue;
-    const int64_t rows = row_chunk(kernel, job);
-    const int64_t cuts = std::max<int64_t>(1, std::min(ceil_div(wanted, row_blocks), job.n / 128));
-    const int64_t step = column_step(kernel, job);
+    const int64_t rows = row_chunk(kernel, job), step = column_step(kernel, job);
+    const int64_t share = ceil_div(work_of(job, std::min(rows, job.m)) * wanted, work);
+    const int64_t cuts = std::max<int64_t>(1, std::min(share, job.n / kFewestColumns));
     const int64_t columns = ceil_div(ceil_div(job.n, cuts), step) * step;
     for (int64_t i = 0; i < job.m; i += rows) {
       for (int64_t j = 0; j < job.n; j += columns) {

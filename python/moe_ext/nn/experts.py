@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from moe_ext.nn.activations import is_gated
 from moe_ext.nn.init import init_weight
-from moe_ext.ops import fused_experts
+from moe_ext.ops import PackedExperts, fused_experts
 
 
 class Experts(nn.Module):
@@ -69,6 +69,8 @@ class Experts(nn.Module):
         self.workspace_limit = workspace_limit
         self.deterministic = deterministic
         self.init_std = init_std
+        self._packs = False
+        self._packed: PackedExperts | None = None
         width = (2 if is_gated(activation) else 1) * intermediate_size
         up_shape, down_shape = (width, hidden_size), (hidden_size, intermediate_size)
         if transposed:
@@ -92,6 +94,19 @@ class Experts(nn.Module):
             if bias is not None:
                 nn.init.zeros_(bias)
 
+    def cache_packed_weights(self, enabled: bool = True) -> "Experts":
+        """Keep a `moe_ext.PackedExperts` of the weights for calls without gradients, or no longer."""
+        self._packs = enabled
+        self._packed = None
+        return self
+
+    def _pack(self) -> PackedExperts | None:
+        if not self._packs or torch.compiler.is_compiling():
+            return None
+        if self._packed is None or not self._packed.is_of(self.w_gate_up, self.w_down, self.transposed):
+            self._packed = PackedExperts(self.w_gate_up, self.w_down, transposed=self.transposed)
+        return self._packed
+
     def forward(self, x: Tensor, topk_weights: Tensor, topk_ids: Tensor) -> Tensor:
         """x [..., H] of T tokens, topk_weights [T, K], topk_ids [T, K] (sentinels contribute nothing) -> [..., H]."""
         y = fused_experts(
@@ -111,6 +126,7 @@ class Experts(nn.Module):
             deterministic=self.deterministic,
             alpha=self.alpha,
             limit=self.limit,
+            packed=self._pack(),
         )
         # As nn.Linear does it: a plain view could be modified in place only with care, and FSDP2 warns about it. Nobody
         # else holds this y.

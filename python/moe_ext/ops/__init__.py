@@ -8,11 +8,13 @@ from .combine import combine
 from .fused_experts import fused_experts
 from .gather_rows import gather_rows
 from .grouped_gemm import grouped_gemm
+from .packed_experts import PackedExperts
 from .permute import permute
 from .route import route, route_with_statistics
 from .types import Permutation, Routing, RoutingWithStatistics
 
 __all__ = [
+    "PackedExperts",
     "Permutation",
     "Routing",
     "RoutingWithStatistics",

@@ -10,6 +10,7 @@ from torch import Tensor
 from . import _checks
 from ._autograd import differentiable, differentiable_once
 from ._library import fake
+from .packed_experts import PackedExperts
 
 GATED_ACTIVATIONS = ("swiglu", "geglu", "geglu_tanh", "reglu", "clamped_swiglu")
 UNGATED_ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu", "relu2")
@@ -37,6 +38,7 @@ def fused_experts(
     deterministic: bool = False,
     alpha: float = 1.702,
     limit: float = 7.0,
+    packed: PackedExperts | None = None,
 ) -> Tensor:
     """Sends each token through its experts and sums what comes back.
 
@@ -79,6 +81,7 @@ def fused_experts(
             bitwise repeatable either way.
         alpha: see "clamped_swiglu".
         limit: see "clamped_swiglu"; greater than 0, may be infinite.
+        packed: a cache made of ``w_gate_up`` and ``w_down``, read in their stead where no gradient is recorded.
 
     Returns:
         y: ``[num_tokens, hidden_size]`` in the dtype of ``x``.
@@ -104,14 +107,27 @@ def fused_experts(
     _checks.same_device(name, "topk_ids", topk_ids, "x", x)
     _checks.same_device(name, "topk_weights", topk_weights, "x", x)
 
-    if not torch.is_grad_enabled():
+    if packed is not None:
+        _check_packed(packed, w_gate_up, w_down, transposed)
+    inputs = (x, w_gate_up, w_down, weights, b_gate_up, b_down)
+    if not (torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs)):
         # Nothing will come back for the pre-activation.
         save = "none"
+        if packed is not None and not torch.compiler.is_compiling():
+            w_gate_up, w_down = packed.weights()
+            transposed = False
     outputs = _fused_experts(
         x, w_gate_up, w_down, weights, topk_ids, b_gate_up, b_down, activation, float(alpha), float(limit),
         interleaved, transposed, apply_weights, save, workspace_limit, deterministic,
     )  # fmt: skip
     return outputs[0]
+
+
+def _check_packed(packed: PackedExperts, w_gate_up: Tensor, w_down: Tensor, transposed: bool) -> None:
+    if not isinstance(packed, PackedExperts):
+        raise TypeError(f"moe_ext.fused_experts: packed must be a PackedExperts, got {type(packed).__name__}")
+    if not packed.is_of(w_gate_up, w_down, transposed):
+        raise ValueError("moe_ext.fused_experts: packed was made of other tensors than w_gate_up and w_down")
 
 
 def _check_options(
