@@ -96,8 +96,10 @@ class RowWeightGemm {
       copy_rows(panel.source, panel.row, panel.rows, 0, job_.k, copied_);
       p = TileRun::packed(copied_);
     }
-    const Panel next = panel_at(smaller(index + 1, num_panels_ - 1));
-    Fetch fetch = {next.data(), b_.outer_stride * 2, next.rows == kPanel ? steps_ * kPanel : 0, 0};
+    Fetch fetch = {static_cast<const char*>(job_.next_b), b_.outer_stride * 2, 0, 0};
+    if (index + 1 < num_panels_) fetch.panel = panel_at(index + 1).data();
+    // The last panel of an expert may have fewer rows: what lies behind them is fetched for nothing.
+    if (fetch.panel) fetch.lines = steps_ * kPanel;
     fetch.lines_per_step = ((kPanel - 1) / panels_of(job_.m) / Fetch::kAtOnce + 1) * Fetch::kAtOnce;
     float* c = c_ + index % halves_ * kPanel * ldc_;
     for (int64_t i = 0; i < job_.m; i += kPanel) {

@@ -76,6 +76,10 @@ Status run_grouped(const GroupedProduct& product, const Parallel& parallel) {
     }
   }
 
+  const auto b_of = [&](const JobRange& range) {
+    const GemmOperand& b = experts[range.expert].b;
+    return element(b.data, range.col0 * b.outer_stride, product.dtype);
+  };
   std::atomic<int64_t> next = 0;
   std::atomic<bool> out_of_memory = false;
   const int64_t workers = std::min<int64_t>(parallel.num_threads, jobs.size());
@@ -89,7 +93,9 @@ Status run_grouped(const GroupedProduct& product, const Parallel& parallel) {
       } else {
         job.a.data = element(whole_a.data, range.row0 * whole_a.outer_stride, product.dtype);
       }
-      job.b.data = element(job.b.data, range.col0 * job.b.outer_stride, product.dtype);
+      job.b.data = b_of(range);
+      // Threads that take turns are one round further by then.
+      if (at + workers < static_cast<int64_t>(jobs.size())) job.next_b = b_of(jobs[at + workers]);
       job.row0 += range.row0;
       job.col0 += range.col0;
       job.m = range.rows;
