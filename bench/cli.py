@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 
 from bench.contenders import CONTENDERS
-from bench.machine import REPOSITORY, TUNED_MALLOC
+from bench.machine import ISAS, REPOSITORY, TUNED_MALLOC
 from bench.plot import draw
 from bench.report import TABLE_WIDTH, markdown, notes, rich_table, update_block
 from bench.results import Report
@@ -62,7 +62,7 @@ def make_parser() -> argparse.ArgumentParser:
     run.add_argument("--contenders", nargs="+", choices=CONTENDERS, metavar="CONTENDER", help="see below")
     run.add_argument("--repeats", type=_at_least(5), default=7, help="rounds, at least 5; short calls get more")
     run.add_argument("--threads", type=_at_least(1), default=torch.get_num_threads())
-    run.add_argument("--isa", help="pin moe_ext to an instruction set instead of the best one")
+    run.add_argument("--isa", choices=ISAS, help="pin moe_ext to an instruction set instead of the best one")
     run.add_argument(
         "--byte-limit",
         type=float,
@@ -128,6 +128,7 @@ def _run(arguments: argparse.Namespace, argv: Sequence[str], console: Console) -
         quick=arguments.quick,
         seed=arguments.seed,
         output=arguments.output or _default_output(arguments),
+        isa=arguments.isa,
     )
     report = Runner(settings, argv, console).run()
     _show(report, console)

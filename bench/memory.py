@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bench.contenders import Layer
-from bench.problem import Problem
+from bench.problem import Layer, Problem
 
 
 def saved_bytes(layer: Layer, problem: Problem) -> int:

@@ -10,15 +10,28 @@ from rich import box
 from rich.markup import escape
 from rich.table import Table
 
-from bench.results import Cell, Outcome, Report
+from bench.contender import WEIGHTS
+from bench.machine import DISTRIBUTIONS
+from bench.results import Cell, Comparison, Outcome, Report
 from bench.timing import Spread
 
 START, END = "<!-- bench:start -->", "<!-- bench:end -->"
 # The terminal table needs this many columns; narrower, it would cut numbers.
-TABLE_WIDTH: Final = 140
+TABLE_WIDTH: Final = 150
 _MISSING: Final = "–"
 _PASS: Final = {"fwd": "forward", "fwdbwd": "fwd + bwd"}
-_HEADINGS: Final = ("layer", "dtype", "pass", "speed-up", "best other", "ms", "of limit", "saved MiB", "error")
+_HEADINGS: Final = (
+    "layer",
+    "dtype",
+    "pass",
+    "weights",
+    "speed-up",
+    "best other",
+    "ms",
+    "of limit",
+    "saved MiB",
+    "error",
+)
 
 
 def _milliseconds(seconds: float) -> str:
@@ -44,18 +57,19 @@ def _median_and_spread(outcome: Outcome) -> str:
     return f"{_milliseconds(spread.median)} (min {_milliseconds(spread.minimum)}, {quartiles})"
 
 
-def _row(cell: Cell, time: Callable[[Outcome], str]) -> tuple[str, ...]:
+def _row(cell: Cell, compared: Comparison, time: Callable[[Outcome], str]) -> tuple[str, ...]:
     """Cells of a table row in the order of `_HEADINGS`; pairs are moe_ext / best other."""
 
     def pair(text: Callable[[Outcome], str]) -> str:
-        return " / ".join(text(outcome) if outcome else _MISSING for outcome in (cell.ours, cell.best_other))
+        return " / ".join(text(outcome) if outcome else _MISSING for outcome in (compared.ours, compared.best_other))
 
     return (
         cell.shape["name"],
         cell.dtype,
         _PASS[cell.mode],
-        _speed_up(cell.ratio),
-        cell.best_other.contender if cell.best_other else _MISSING,
+        compared.weights,
+        _speed_up(compared.ratio),
+        compared.best_other.contender if compared.best_other else _MISSING,
         pair(time),
         pair(lambda outcome: f"{cell.floor_seconds / outcome.spread.median:.0%}"),
         pair(_mebibytes) if cell.mode == "fwdbwd" else "",
@@ -79,7 +93,7 @@ def cell_lines(cell: Cell) -> Iterator[str]:
             line += f", saves {_mebibytes(outcome)} MiB"
         ratio = cell.ratio_to(outcome)
         if ratio and not outcome.ours:
-            line += f"; moe_ext {ratio.median:.2f}×"
+            line += f"; {WEIGHTS[outcome.weights]} {ratio.median:.2f}×"
         yield f"[green]{line}[/green]" if outcome.ours else line
     for outcome in cell.outcomes:
         if outcome.status != "ok":
@@ -111,9 +125,15 @@ def notes(report: Report) -> Iterator[str]:
         "rounds (quartiles), above 1 moe_ext is quicker. The best other contender is the one for which this is lowest. "
         "Pairs are moe_ext / best other."
     )
+    yield (
+        "Weights: plain are those of the model as they lie; packed are a copy in an order of the contender's, made "
+        "before anything is timed, and int8 such a copy rounded to int8 (other numerics: it is compared with its like "
+        "only)."
+    )
     others = dict.fromkeys(outcome.contender for cell in report.cells for outcome in cell.timed if not outcome.ours)
-    versions = f"PyTorch {report.versions['torch']}, transformers {report.versions['transformers'] or _MISSING}"
-    yield f"Others timed: {', '.join(others) or 'none'} ({versions})."
+    versions = [f"PyTorch {report.versions['torch']}"]
+    versions += [f"{name} {report.versions[name]}" for name in DISTRIBUTIONS if report.versions.get(name)]
+    yield f"Others timed: {', '.join(others) or 'none'} ({', '.join(versions)})."
     limits = report.limits
     rates = ", ".join(f"{name} {rate / 1e9:.0f} GFLOP/s" for name, rate in limits["flops_per_second"].items())
     yield (
@@ -131,6 +151,10 @@ def notes(report: Report) -> Iterator[str]:
         "Error: the largest relative error of y and of all gradients against float64. A contender above the bound is "
         f"wrong and not timed: {limits_text}."
     )
+    own = {o.contender: o.bounds for cell in report.cells for o in cell.outcomes if o.bounds}
+    if own:
+        text = "; ".join(f"{name} {b['output']:g} (y), {b['tile']:g} (tile)" for name, b in own.items())
+        yield f"Coarser by design, with bounds of their own: {text}."
     yield _allocator(report)
     loads = [cell.foreign_load for cell in report.cells if cell.foreign_load is not None]
     if loads and max(loads) > 0.05:
@@ -147,9 +171,10 @@ def rich_table(report: Report) -> Table:
     for heading in _HEADINGS:
         table.add_column(heading, no_wrap=True)
     for cell in report.cells:
-        row = _row(cell, _median)
-        style = "" if cell.ratio is None else "green" if cell.ratio.median >= 1 else "red"
-        table.add_row(*row[:3], f"[{style}]{row[3]}[/{style}]" if style else row[3], *row[4:])
+        for compared in cell.comparisons:
+            row = _row(cell, compared, _median)
+            style = "" if compared.ratio is None else "green" if compared.ratio.median >= 1 else "red"
+            table.add_row(*row[:4], f"[{style}]{row[4]}[/{style}]" if style else row[4], *row[5:])
     return table
 
 
@@ -157,9 +182,10 @@ def markdown(report: Report) -> str:
     """The same table, with the spread of the times, and the notes."""
     lines = [f"**{title(report)}**", "", "| " + " | ".join(_HEADINGS) + " |", "|" + " --- |" * len(_HEADINGS)]
     for cell in report.cells:
-        row = list(_row(cell, _median_and_spread))
-        row[3] = f"**{row[3]}**" if cell.ratio else row[3]
-        lines.append("| " + " | ".join(row) + " |")
+        for compared in cell.comparisons:
+            row = list(_row(cell, compared, _median_and_spread))
+            row[4] = f"**{row[4]}**" if compared.ratio else row[4]
+            lines.append("| " + " | ".join(row) + " |")
     lines += ["", *(f"- {note}" for note in notes(report))]
     return "\n".join(lines)
 

@@ -9,19 +9,23 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench.check import TensorError
+from bench.contender import WEIGHTS
 from bench.timing import Spread
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 
 
 @dataclass
 class Outcome:
-    """How one contender fared in one cell. status: ok | wrong | skipped | failed, with a reason unless ok."""
+    """How one contender fared in one cell. status: ok | wrong | skipped | failed, with a reason unless ok. `weights`:
+    what it computes on, see `contender.WEIGHTS`; `bounds`: its own, where those of the cell don't hold for it."""
 
     contender: str
     ours: bool
     status: str
     reason: str | None = None
+    weights: str = "plain"
+    bounds: dict[str, float] | None = None
     errors: dict[str, TensorError] = field(default_factory=dict)
     saved_bytes: int | None = None
     seconds: list[float] = field(default_factory=list)
@@ -35,6 +39,17 @@ class Outcome:
     def worst_error(self) -> float:
         """The largest relative error of any tensor."""
         return max(error.relative for error in self.errors.values())
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """moe_ext and the best other contender on weights of one kind. `ratio`: moe_ext's speed over that contender, of the
+    times of each round; above 1 moe_ext is quicker."""
+
+    weights: str
+    ours: Outcome | None
+    best_other: Outcome | None
+    ratio: Spread | None
 
 
 @dataclass
@@ -63,27 +78,28 @@ class Cell:
         """Right and timed, the quickest median first."""
         return sorted((o for o in self.outcomes if o.status == "ok" and o.seconds), key=lambda o: o.spread.median)
 
-    @property
-    def ours(self) -> Outcome | None:
-        """moe_ext itself, where it was timed; never one of its variants."""
-        return next((o for o in self.timed if o.contender == "moe_ext"), None)
-
-    @property
-    def best_other(self) -> Outcome | None:
-        """The quickest contender that isn't ours: measured against moe_ext where that was timed, else by its median."""
-        others = [outcome for outcome in self.timed if not outcome.ours]
-        return min(others, key=lambda o: ratio.median if (ratio := self.ratio_to(o)) else o.spread.median, default=None)
+    def ours(self, weights: str = "plain") -> Outcome | None:
+        """moe_ext on weights of that kind, where it was timed; never one of its variants."""
+        return next((o for o in self.timed if o.contender == WEIGHTS[weights]), None)
 
     def ratio_to(self, other: Outcome) -> Spread | None:
-        """Speed of moe_ext over `other`: of the ratios of the times of each round."""
-        if self.ours is None:
+        """Speed of moe_ext over `other`, both on weights of the same kind: of the ratios of the times of each round."""
+        ours = self.ours(other.weights)
+        if ours is None:
             return None
-        return Spread.of([theirs / mine for theirs, mine in zip(other.seconds, self.ours.seconds, strict=True)])
+        return Spread.of([theirs / mine for theirs, mine in zip(other.seconds, ours.seconds, strict=True)])
+
+    def compared(self, weights: str = "plain") -> Comparison:
+        """The best other contender is measured against moe_ext where that was timed, else by its median."""
+        others = [o for o in self.timed if not o.ours and o.weights == weights]
+        best = min(others, key=lambda o: ratio.median if (ratio := self.ratio_to(o)) else o.spread.median, default=None)
+        return Comparison(weights, self.ours(weights), best, self.ratio_to(best) if best else None)
 
     @property
-    def ratio(self) -> Spread | None:
-        """Speed of moe_ext over the best other contender; above 1 moe_ext is quicker."""
-        return self.ratio_to(self.best_other) if self.best_other else None
+    def comparisons(self) -> list[Comparison]:
+        """One for each kind of weights that somebody was timed on, and one for plain weights in any case."""
+        used = {outcome.weights for outcome in self.timed} | {"plain"}
+        return [self.compared(weights) for weights in WEIGHTS if weights in used]
 
 
 @dataclass
@@ -107,8 +123,14 @@ class Report:
         for cell, written in zip(self.cells, content["cells"], strict=True):
             for outcome, entry in zip(cell.outcomes, written["outcomes"], strict=True):
                 entry["spread"] = asdict(outcome.spread) if outcome.seconds else None
-            written["best_other"] = cell.best_other.contender if cell.best_other else None
-            written["ratio"] = asdict(cell.ratio) if cell.ratio else None
+            written["comparisons"] = {
+                compared.weights: {
+                    "ours": compared.ours.contender if compared.ours else None,
+                    "best_other": compared.best_other.contender if compared.best_other else None,
+                    "ratio": asdict(compared.ratio) if compared.ratio else None,
+                }
+                for compared in cell.comparisons
+            }
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(path.suffix + ".part")
         partial.write_text(json.dumps(content, indent=1) + "\n")
@@ -122,7 +144,7 @@ class Report:
             raise ValueError(f"{path} is not a result file of format {FORMAT}")
         cells = []
         for cell in content.pop("cells"):
-            del cell["best_other"], cell["ratio"]
+            del cell["comparisons"]
             outcomes = []
             for outcome in cell.pop("outcomes"):
                 del outcome["spread"]

@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from bench.check import BOUNDS, evaluate, faults
-from bench.contenders import CONTENDERS, Contender, Layer, exclusion
+from bench.contender import Contender, exclusion
+from bench.contenders import CONTENDERS
 from bench.machine import (
     ForeignLoad,
     Limits,
@@ -25,7 +26,7 @@ from bench.machine import (
     without_folders,
 )
 from bench.memory import saved_bytes
-from bench.problem import Problem, Truth, make_problem, solve
+from bench.problem import Layer, Problem, Truth, make_problem, solve
 from bench.report import cell_lines
 from bench.results import Cell, Outcome, Report
 from bench.shapes import Shape
@@ -48,6 +49,7 @@ class Settings:
     quick: bool
     seed: int
     output: Path
+    isa: str | None = None
 
 
 class Runner:
@@ -162,6 +164,7 @@ class Runner:
             settings.repeats,
             settings.seed,
             lambda done, total: self._progress.update(task, completed=done, total=total),
+            {contender.name: contender.pause for contender in contenders},
         )
         cell.foreign_load = load.share()
         self._progress.remove_task(task)
@@ -170,8 +173,9 @@ class Runner:
 
     def _check(self, contender: Contender, problem: Problem, truth: Truth, mode: str) -> tuple[Outcome, Layer | None]:
         """The outcome so far and, if the contender may be timed, its layer."""
-        outcome = Outcome(contender.name, contender.ours, "skipped")
-        outcome.reason = exclusion(contender, problem, mode, self._settings.byte_limit)
+        outcome = Outcome(contender.name, contender.ours, "skipped", weights=contender.weights)
+        outcome.bounds = asdict(contender.bounds) if contender.bounds else None
+        outcome.reason = exclusion(contender, problem, mode, self._settings.byte_limit, self._settings.isa)
         if outcome.reason:
             return outcome, None
         try:
@@ -182,7 +186,7 @@ class Runner:
         except Exception as error:  # a contender is foreign code: whatever it raises is its result
             outcome.status, outcome.reason = "failed", without_folders(f"{type(error).__name__}: {error}")
             return outcome, None
-        found = faults(outcome.errors, BOUNDS[problem.dtype])
+        found = faults(outcome.errors, contender.bounds or BOUNDS[problem.dtype])
         if found:
             outcome.status, outcome.reason = "wrong", "; ".join(found)
             return outcome, None

@@ -12,9 +12,13 @@ import pytest
 import torch
 
 from bench import cli, report
+from bench.contender import exclusion
 from bench.contenders import CONTENDERS
 from bench.machine import REPOSITORY
+from bench.problem import make_problem
 from bench.results import Cell, Report
+from bench.runner import DTYPES
+from bench.shapes import TINY
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -72,8 +76,9 @@ def test_run_covers_every_cell_and_contender(result_file: Path) -> None:
     for cell in run.cells:
         assert [outcome.contender for outcome in cell.outcomes] == expected
         for outcome in cell.outcomes:
-            missing = CONTENDERS[outcome.contender].unavailable()
-            assert (outcome.status, outcome.reason) == (("skipped", missing) if missing else ("ok", None))
+            problem = make_problem(TINY, DTYPES[cell.dtype])
+            reason = exclusion(CONTENDERS[outcome.contender], problem, cell.mode, 4 << 30)
+            assert (outcome.status, outcome.reason) == (("skipped", reason) if reason else ("ok", None))
             if outcome.status == "ok":
                 assert len(outcome.seconds) >= 5
                 assert min(outcome.seconds) > 0
