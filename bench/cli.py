@@ -1,5 +1,5 @@
-"""The command line: `run` measures time and `virtual` counts on the virtual GPU; both write JSON, which `table` and
-`plot` show."""
+"""The command line: `run` measures time, `limits` the machine, and `virtual` counts on the virtual GPU; all write JSON,
+which `table` and `plot` show."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from rich.console import Console
 
 from bench.contenders import CONTENDERS
+from bench.limits import command as limits_command
+from bench.limits.measure import MachineLimits
 from bench.machine import ISAS, REPOSITORY, TUNED_MALLOC
 from bench.plot import draw
 from bench.report import TABLE_WIDTH, markdown, notes, rich_table, update_block
-from bench.results import Report
+from bench.results import Report, kind_of
 from bench.runner import DTYPES, Runner, Settings
 from bench.shapes import MODES, SHAPES, TINY, Shape, find_shape
 from bench.virtual import command as virtual_command
@@ -80,6 +82,7 @@ def make_parser() -> argparse.ArgumentParser:
     run.add_argument("--output", type=Path, help="default: bench/results/<date>-cpu-<threads>t.json")
     run.set_defaults(action=_run)
 
+    limits_command.add_parser(commands)
     virtual_command.add_parser(commands)
 
     table = commands.add_parser("table", help="show a result file")
@@ -137,7 +140,20 @@ def _run(arguments: argparse.Namespace, argv: Sequence[str], console: Console) -
     return 1 if broken else 0
 
 
+# What is in a file with that "kind": how to load it, show it and draw it.
+_KINDS: Final[dict[str, tuple[Any, Any, Any]]] = {
+    MachineLimits.KIND: (MachineLimits.load, limits_command.show, limits_command.draw),
+}
+
+
 def _table(arguments: argparse.Namespace, argv: Sequence[str], console: Console) -> int:
+    kind = kind_of(arguments.file)
+    if kind in _KINDS:
+        if arguments.markdown or arguments.update:
+            raise ValueError(f"{arguments.file} has tables for the terminal only")
+        load, show, _ = _KINDS[kind]
+        show(load(arguments.file), console)
+        return 0
     virtual = VirtualReport.is_one(arguments.file)
     report = VirtualReport.load(arguments.file) if virtual else Report.load(arguments.file)
     text = virtual_markdown(report) if isinstance(report, VirtualReport) else markdown(report)
@@ -155,7 +171,11 @@ def _table(arguments: argparse.Namespace, argv: Sequence[str], console: Console)
 
 def _plot(arguments: argparse.Namespace, argv: Sequence[str], console: Console) -> int:
     path = arguments.output or arguments.file.with_suffix(".png")
-    if VirtualReport.is_one(arguments.file):
+    kind = kind_of(arguments.file)
+    if kind in _KINDS:
+        load, _, draw_kind = _KINDS[kind]
+        draw_kind(load(arguments.file), path)
+    elif VirtualReport.is_one(arguments.file):
         draw_virtual(VirtualReport.load(arguments.file), path)
     else:
         draw(Report.load(arguments.file), path)
@@ -166,7 +186,7 @@ def _plot(arguments: argparse.Namespace, argv: Sequence[str], console: Console) 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0, 1 where moe_ext failed or was wrong, 2 for what the user got wrong."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    argv = ["virtual" if argument == "--virtual" else argument for argument in argv]
+    argv = [argument[2:] if argument in ("--virtual", "--limits") else argument for argument in argv]
     arguments = make_parser().parse_args(argv)
     console = Console()
     try:

@@ -1,4 +1,4 @@
-"""What ran, where, and what that machine can do: versions, CPU, allocator settings, measured limits."""
+"""What ran and where: versions, CPU, allocator settings, load."""
 
 from __future__ import annotations
 
@@ -8,10 +8,6 @@ import os
 import platform
 import re
 import subprocess
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -129,51 +125,6 @@ def describe_commit() -> dict[str, Any]:
         return {"commit": git("rev-parse", "HEAD"), "modified": bool(changed)}
     except (OSError, subprocess.CalledProcessError):
         return {"commit": None, "modified": None}
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Proxies for what the machine can do, measured with PyTorch itself.
-
-    FLOP/s: the quickest of a few torch.mm of two square matrices, in that dtype, all threads. It is no hardware peak:
-    a kernel that is better than this GEMM can pass 100 %. Bytes/s: the quickest torch.sum over a float32 tensor much
-    larger than the caches, all threads (one sequential read stream for each).
-    """
-
-    mm_size: int
-    read_bytes: int
-    flops_per_second: dict[str, float]
-    bytes_per_second: float
-
-    def floor_seconds(self, dtype: str, flops: int, num_bytes: int) -> float:
-        """The larger of FLOPs over FLOP/s and bytes over bytes/s."""
-        return max(flops / self.flops_per_second[dtype], num_bytes / self.bytes_per_second)
-
-    def best_of(self, other: Limits) -> Limits:
-        """The higher of two measurements."""
-        flops = {name: max(rate, other.flops_per_second[name]) for name, rate in self.flops_per_second.items()}
-        return Limits(self.mm_size, self.read_bytes, flops, max(self.bytes_per_second, other.bytes_per_second))
-
-
-def _quickest(function: Callable[[], object], repeats: int) -> float:
-    best = float("inf")
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        function()
-        best = min(best, time.perf_counter() - start)
-    return best
-
-
-def measure_limits(dtypes: dict[str, torch.dtype], quick: bool) -> Limits:
-    """`Limits` of this machine with the current number of threads, in a few seconds."""
-    size, read_bytes = (512, 1 << 24) if quick else (4096, 1 << 30)
-    flops_per_second = {}
-    for name, dtype in dtypes.items():
-        a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
-        out = torch.empty(size, size, dtype=dtype)
-        flops_per_second[name] = 2 * size**3 / _quickest(partial(torch.mm, a, b, out=out), 5)
-    block = torch.ones(read_bytes // 4)
-    return Limits(size, read_bytes, flops_per_second, read_bytes / _quickest(block.sum, 5))
 
 
 class ForeignLoad:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from rich import box
 from rich.markup import escape
@@ -71,7 +71,7 @@ def _row(cell: Cell, compared: Comparison, time: Callable[[Outcome], str]) -> tu
         _speed_up(compared.ratio),
         compared.best_other.contender if compared.best_other else _MISSING,
         pair(time),
-        pair(lambda outcome: f"{cell.floor_seconds / outcome.spread.median:.0%}"),
+        f"{pair(lambda outcome: f'{cell.share_of_limit(outcome):.0%}')} {cell.floors[compared.weights].limit}",
         pair(_mebibytes) if cell.mode == "fwdbwd" else "",
         pair(lambda outcome: f"{outcome.worst_error:.1e}"),
     )
@@ -84,10 +84,10 @@ def cell_lines(cell: Cell) -> Iterator[str]:
         loaded = f"  [yellow]{cell.foreign_load:.0%} of the CPU went to other processes[/yellow]"
     yield f"[bold]{cell.key}[/bold]{loaded}"
     for outcome in cell.timed:
-        share = cell.floor_seconds / outcome.spread.median
+        limit = cell.floors[outcome.weights].limit
         line = (
             f"  {outcome.contender:<18} {_median_and_spread(outcome)} ms in {len(outcome.seconds)} rounds,"
-            f" {share:.0%} of limit, error {outcome.worst_error:.1e}"
+            f" {cell.share_of_limit(outcome):.0%} of {limit} limit, error {outcome.worst_error:.1e}"
         )
         if outcome.saved_bytes is not None:
             line += f", saves {_mebibytes(outcome)} MiB"
@@ -118,6 +118,22 @@ def _allocator(report: Report) -> str:
     return f"Allocator and threading: {settings}."
 
 
+def _limits(limits: dict[str, Any]) -> str:
+    rates = ", ".join(
+        f"{name} {rate / 1e9:.0f} GFLOP/s ({limits['flops_measured_with'][name]})"
+        for name, rate in limits["flops_per_second"].items()
+    )
+    bandwidth = f"{limits['bytes_per_second'] / 1e9:.1f} GB/s ({limits['bytes_measured_with']})"
+    text = (
+        f"Of limit: share of the larger of FLOPs / {rates} and compulsory bytes / {bandwidth}, all measured in this "
+        "run, and which of the two it is. float32 counts as float32: a kernel that computes it from bfloat16 products "
+        "can pass 100 %."
+    )
+    if limits["why_not"]:
+        text += f" The rates are PyTorch's, not the machine's, and can be passed too: {limits['why_not']}."
+    return text
+
+
 def notes(report: Report) -> Iterator[str]:
     """What a reader needs to know to trust the numbers, one sentence or two at a time."""
     yield (
@@ -134,13 +150,7 @@ def notes(report: Report) -> Iterator[str]:
     versions = [f"PyTorch {report.versions['torch']}"]
     versions += [f"{name} {report.versions[name]}" for name in DISTRIBUTIONS if report.versions.get(name)]
     yield f"Others timed: {', '.join(others) or 'none'} ({', '.join(versions)})."
-    limits = report.limits
-    rates = ", ".join(f"{name} {rate / 1e9:.0f} GFLOP/s" for name, rate in limits["flops_per_second"].items())
-    yield (
-        f"Of limit: share of the larger of FLOPs / torch.mm of {limits['mm_size']}³ ({rates}) and compulsory bytes / "
-        f"torch.sum over {limits['read_bytes'] / 2**20:.0f} MiB ({limits['bytes_per_second'] / 1e9:.1f} GB/s), "
-        "measured in the same run. Both are proxies, not hardware peaks: above 100 % is possible."
-    )
+    yield _limits(report.limits)
     yield "Saved: bytes that autograd keeps for the backward pass, without x and the weights."
     bounds = {cell.dtype: cell.bounds for cell in report.cells}
     limits_text = "; ".join(

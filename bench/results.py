@@ -10,9 +10,24 @@ from typing import Any, Final
 
 from bench.check import TensorError
 from bench.contender import WEIGHTS
+from bench.limits.floor import Floor
 from bench.timing import Spread
 
 FORMAT: Final = 2
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Replace `path` in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(path.suffix + ".part")
+    partial.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(partial, path)
+
+
+def kind_of(path: Path) -> str | None:
+    """What a result file says it is; those of `run` say nothing. Raises ValueError where it is no JSON."""
+    content = json.loads(path.read_text())
+    return content.get("kind") if isinstance(content, dict) else None
 
 
 @dataclass
@@ -54,17 +69,18 @@ class Comparison:
 
 @dataclass
 class Cell:
-    """One shape, dtype and mode with the work it declares and everyone's outcome."""
+    """One shape, dtype and mode with the work it declares and everyone's outcome. `floors` and
+    `compulsory_bytes`: the least time it can take here and the least traffic, for each kind of weights."""
 
     shape: dict[str, Any]
     dtype: str
     mode: str
     flops: int
-    compulsory_bytes: int
+    compulsory_bytes: dict[str, int]
     num_hit_experts: int
     max_expert_load: int
     bounds: dict[str, float]
-    floor_seconds: float
+    floors: dict[str, Floor]
     foreign_load: float | None = None
     outcomes: list[Outcome] = field(default_factory=list)
 
@@ -77,6 +93,10 @@ class Cell:
     def timed(self) -> list[Outcome]:
         """Right and timed, the quickest median first."""
         return sorted((o for o in self.outcomes if o.status == "ok" and o.seconds), key=lambda o: o.spread.median)
+
+    def share_of_limit(self, outcome: Outcome) -> float:
+        """The floor over the median time."""
+        return self.floors[outcome.weights].seconds / outcome.spread.median
 
     def ours(self, weights: str = "plain") -> Outcome | None:
         """moe_ext on weights of that kind, where it was timed; never one of its variants."""
@@ -131,10 +151,7 @@ class Report:
                 }
                 for compared in cell.comparisons
             }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(path.suffix + ".part")
-        partial.write_text(json.dumps(content, indent=1) + "\n")
-        os.replace(partial, path)
+        write_json(path, content)
 
     @classmethod
     def load(cls, path: Path) -> Report:
@@ -150,5 +167,6 @@ class Report:
                 del outcome["spread"]
                 errors = {name: TensorError(**error) for name, error in outcome.pop("errors").items()}
                 outcomes.append(Outcome(errors=errors, **outcome))
-            cells.append(Cell(outcomes=outcomes, **cell))
+            floors = {weights: Floor(**floor) for weights, floor in cell.pop("floors").items()}
+            cells.append(Cell(outcomes=outcomes, floors=floors, **cell))
         return cls(cells=cells, **content)

@@ -14,15 +14,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from bench.check import BOUNDS, evaluate, faults
-from bench.contender import Contender, exclusion
+from bench.contender import WEIGHTS, Contender, exclusion
 from bench.contenders import CONTENDERS
+from bench.limits.floor import Floor, Limits, measure_limits
 from bench.machine import (
     ForeignLoad,
-    Limits,
     describe_commit,
     describe_machine,
     describe_versions,
-    measure_limits,
     without_folders,
 )
 from bench.memory import saved_bytes
@@ -52,6 +51,11 @@ class Settings:
     isa: str | None = None
 
 
+def _floors(dtype: str, flops: int, num_bytes: dict[str, int], limits: Limits) -> dict[str, Floor]:
+    """By kind of weights."""
+    return {w: limits.floor("int8" if w == "int8" else dtype, flops, size) for w, size in num_bytes.items()}
+
+
 class Runner:
     """One run; `run()` returns the report, which is also written after every cell."""
 
@@ -72,9 +76,10 @@ class Runner:
         """Raises nothing for a contender that fails; its outcome says so."""
         settings = self._settings
         torch.set_num_threads(settings.threads)
-        dtypes = {name: DTYPES[name] for name in settings.dtypes}
         with self._console.status("measuring the machine's limits"):
-            limits = measure_limits(dtypes, settings.quick)
+            limits = measure_limits(settings.threads, settings.isa, settings.quick)
+        if limits.why_not:
+            self._console.print(f"[dim]limits are those of PyTorch: {limits.why_not}", soft_wrap=True)
         report = Report(
             date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             command=without_folders(shlex.join(("python", "-m", "bench", *self._arguments))),
@@ -100,10 +105,10 @@ class Runner:
                     if modes:
                         self._run_problem(shape, dtype, modes, contenders, limits, report)
         with self._console.status("measuring the machine's limits again"):
-            limits = limits.best_of(measure_limits(dtypes, settings.quick))
+            limits = limits.best_of(measure_limits(settings.threads, settings.isa, settings.quick))
         report.limits = asdict(limits)
         for cell in report.cells:
-            cell.floor_seconds = limits.floor_seconds(cell.dtype, cell.flops, cell.compulsory_bytes)
+            cell.floors = _floors(cell.dtype, cell.flops, cell.compulsory_bytes, limits)
         report.save(settings.output)
         return report
 
@@ -125,7 +130,11 @@ class Runner:
         num_hit_experts = int((load > 0).sum())
         for mode in modes:
             flops = shape.flops(mode)
-            num_bytes = shape.compulsory_bytes(mode, num_hit_experts, problem.x.element_size())
+            itemsize = problem.x.element_size()
+            num_bytes = {
+                weights: shape.compulsory_bytes(mode, num_hit_experts, itemsize, 1 if weights == "int8" else itemsize)
+                for weights in WEIGHTS
+            }
             cell = Cell(
                 shape=asdict(shape),
                 dtype=dtype,
@@ -135,7 +144,7 @@ class Runner:
                 num_hit_experts=num_hit_experts,
                 max_expert_load=int(load.max()),
                 bounds=asdict(BOUNDS[DTYPES[dtype]]),
-                floor_seconds=limits.floor_seconds(dtype, flops, num_bytes),
+                floors=_floors(dtype, flops, num_bytes, limits),
             )
             self._run_cell(cell, problem, Truth(truth.y, truth.grads if mode == "fwdbwd" else None), contenders)
             report.cells.append(cell)

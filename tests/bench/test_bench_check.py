@@ -213,7 +213,7 @@ def _outcome(name: str, seconds: list[float], ours: bool = False, weights: str =
 
 
 def test_ratio_is_of_times_of_the_same_round() -> None:
-    cell = Cell({"name": "x"}, "fp32", "fwd", 1, 1, 1, 1, {}, 1.0)
+    cell = Cell({"name": "x"}, "fp32", "fwd", 1, {}, 1, 1, {}, {})
     cell.outcomes = [
         _outcome("moe_ext", [1.0, 10.0, 2.0], ours=True),
         _outcome("moe_ext_recompute", [0.1, 0.1, 0.1], ours=True),
@@ -227,7 +227,7 @@ def test_ratio_is_of_times_of_the_same_round() -> None:
 
 
 def test_contenders_are_compared_on_weights_of_the_same_kind() -> None:
-    cell = Cell({"name": "x"}, "bf16", "fwd", 1, 1, 1, 1, {}, 1.0)
+    cell = Cell({"name": "x"}, "bf16", "fwd", 1, {}, 1, 1, {}, {})
     cell.outcomes = [
         _outcome("moe_ext", [4.0, 4.0], ours=True),
         _outcome("moe_ext_packed", [2.0, 2.0], ours=True, weights="packed"),

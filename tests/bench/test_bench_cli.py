@@ -95,12 +95,13 @@ def test_result_file_says_what_ran_where(result_file: Path) -> None:
     assert content["machine"]["cpu"]
     assert "malloc_tuned" in content["machine"]
     assert content["versions"]["torch"] == torch.__version__
-    assert set(content["limits"]["flops_per_second"]) == {"bf16", "fp32"}
+    assert set(content["limits"]["flops_per_second"]) >= {"bf16", "fp32"}
     assert content["command"].startswith("python -m bench run --quick")
     cell = content["cells"][0]
     assert cell["flops"] == 2 * 48 * (2 * 3 * 64 * 48 + 8 * 64)
-    assert cell["compulsory_bytes"] == 2 * (8 * 3 * 64 * 48 + 8 * 64 + 2 * 48 * 64)
-    assert cell["floor_seconds"] > 0
+    assert cell["compulsory_bytes"]["plain"] == 2 * (8 * 3 * 64 * 48 + 8 * 64 + 2 * 48 * 64)
+    assert cell["compulsory_bytes"]["int8"] == 8 * 3 * 64 * 48 + 2 * (8 * 64 + 2 * 48 * 64)
+    assert all(floor["seconds"] > 0 and floor["limit"] in ("flop", "memory") for floor in cell["floors"].values())
 
 
 def test_a_saved_report_loads_as_it_was(result_file: Path, tmp_path: Path) -> None:
