@@ -22,6 +22,7 @@ from bench.machine import ISAS, REPOSITORY, TUNED_MALLOC
 from bench.plot import draw
 from bench.report import TABLE_WIDTH, markdown, notes, rich_table, update_block
 from bench.results import Report, kind_of
+from bench.roofline import draw as draw_roofline
 from bench.runner import DTYPES, Runner, Settings
 from bench.shapes import MODES, SHAPES, TINY, Shape, find_shape
 from bench.virtual import command as virtual_command
@@ -93,7 +94,8 @@ def make_parser() -> argparse.ArgumentParser:
 
     plot = commands.add_parser("plot", help="draw a result file")
     plot.add_argument("file", type=Path)
-    plot.add_argument("--output", type=Path, help="default: the same name, ending in .png")
+    plot.add_argument("--roofline", action="store_true", help="of a file of `run`: FLOP/s against FLOP/byte")
+    plot.add_argument("--output", type=Path, help="default: the same name, ending in .png or -roofline.png")
     plot.set_defaults(action=_plot)
     return parser
 
@@ -171,6 +173,11 @@ def _table(arguments: argparse.Namespace, argv: Sequence[str], console: Console)
 
 def _plot(arguments: argparse.Namespace, argv: Sequence[str], console: Console) -> int:
     path = arguments.output or arguments.file.with_suffix(".png")
+    if arguments.roofline:
+        path = arguments.output or arguments.file.with_name(f"{arguments.file.stem}-roofline.png")
+        draw_roofline(Report.load(arguments.file), path)
+        console.print(f"written to {path}", soft_wrap=True)
+        return 0
     kind = kind_of(arguments.file)
     if kind in _KINDS:
         load, _, draw_kind = _KINDS[kind]

@@ -19,7 +19,7 @@ START, END = "<!-- bench:start -->", "<!-- bench:end -->"
 # The terminal table needs this many columns; narrower, it would cut numbers.
 TABLE_WIDTH: Final = 150
 _MISSING: Final = "–"
-_PASS: Final = {"fwd": "forward", "fwdbwd": "fwd + bwd"}
+PASSES: Final = {"fwd": "forward", "fwdbwd": "fwd + bwd"}
 _HEADINGS: Final = (
     "layer",
     "dtype",
@@ -66,7 +66,7 @@ def _row(cell: Cell, compared: Comparison, time: Callable[[Outcome], str]) -> tu
     return (
         cell.shape["name"],
         cell.dtype,
-        _PASS[cell.mode],
+        PASSES[cell.mode],
         compared.weights,
         _speed_up(compared.ratio),
         compared.best_other.contender if compared.best_other else _MISSING,

@@ -104,13 +104,19 @@ class Runner:
                 for dtype in settings.dtypes:
                     if modes:
                         self._run_problem(shape, dtype, modes, contenders, limits, report)
-        with self._console.status("measuring the machine's limits again"):
-            limits = limits.best_of(measure_limits(settings.threads, settings.isa, settings.quick))
+                        limits = self._measure_limits_again(limits, report)
+        return report
+
+    def _measure_limits_again(self, limits: Limits, report: Report) -> Limits:
+        """The best so far, for all cells: a machine that is slow for a while has no other limits."""
+        task = self._progress.add_task("measuring the machine's limits again", total=None)
+        limits = limits.best_of(measure_limits(self._settings.threads, self._settings.isa, self._settings.quick))
+        self._progress.remove_task(task)
         report.limits = asdict(limits)
         for cell in report.cells:
             cell.floors = _floors(cell.dtype, cell.flops, cell.compulsory_bytes, limits)
-        report.save(settings.output)
-        return report
+        report.save(self._settings.output)
+        return limits
 
     def _run_problem(
         self,

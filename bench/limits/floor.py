@@ -87,7 +87,7 @@ def allowed_units(number_format: str, isa: str | None, present: Sequence[str]) -
 
 
 def _with_kernels(kernels: Kernels, threads: int, isa: str | None, quick: bool) -> Limits:
-    trials = 2 if quick else 8
+    trials = 2 if quick else 5
     # portable code has no unit here; its floor is that of AVX2.
     allowed = {name: allowed_units(name, "avx2" if isa == "portable" else isa, kernels.units) for name in UNITS}
     rates = {

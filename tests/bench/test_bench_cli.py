@@ -143,6 +143,11 @@ def test_plot_writes_a_picture(with_moe_ext: Path, tmp_path: Path) -> None:
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
+def test_roofline_writes_a_picture(with_moe_ext: Path) -> None:
+    assert cli.main(["plot", str(with_moe_ext), "--roofline"]) == 0
+    assert with_moe_ext.with_name("with-roofline.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_a_foreign_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "other.json"
     path.write_text("{}")
