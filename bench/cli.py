@@ -1,5 +1,5 @@
-"""The command line: `run` measures time, `limits` the machine, and `virtual` counts on the virtual GPU; all write JSON,
-which `table` and `plot` show."""
+"""The command line: `run` measures time, `limits` the machine, `scaling` how time grows, and `virtual` counts on the
+virtual GPU; all write JSON, which `table` and `plot` show."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import Any, Final
 import torch
 from rich.console import Console
 
+from bench import scaling
 from bench.contenders import CONTENDERS
 from bench.limits import command as limits_command
 from bench.limits.measure import MachineLimits
@@ -84,6 +85,7 @@ def make_parser() -> argparse.ArgumentParser:
     run.set_defaults(action=_run)
 
     limits_command.add_parser(commands)
+    scaling.add_parser(commands)
     virtual_command.add_parser(commands)
 
     table = commands.add_parser("table", help="show a result file")
@@ -145,6 +147,7 @@ def _run(arguments: argparse.Namespace, argv: Sequence[str], console: Console) -
 # What is in a file with that "kind": how to load it, show it and draw it.
 _KINDS: Final[dict[str, tuple[Any, Any, Any]]] = {
     MachineLimits.KIND: (MachineLimits.load, limits_command.show, limits_command.draw),
+    scaling.Scaling.KIND: (scaling.Scaling.load, scaling.show, scaling.draw),
 }
 
 
