@@ -1,5 +1,5 @@
-"""The command line: `run` measures time, `limits` the machine, `scaling` how time grows, and `virtual` counts on the
-virtual GPU; all write JSON, which `table` and `plot` show."""
+"""The command line: `run` measures time, `parts` that of a layer's parts, `scaling` how it grows, `limits` the machine,
+and `virtual` counts on the virtual GPU; all write JSON, which `table` and `plot` show."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from bench.contenders import CONTENDERS
 from bench.limits import command as limits_command
 from bench.limits.measure import MachineLimits
 from bench.machine import ISAS, REPOSITORY, TUNED_MALLOC
+from bench.parts import command as parts_command
 from bench.plot import draw
 from bench.report import TABLE_WIDTH, markdown, notes, rich_table, update_block
 from bench.results import Report, kind_of
@@ -85,6 +86,7 @@ def make_parser() -> argparse.ArgumentParser:
     run.set_defaults(action=_run)
 
     limits_command.add_parser(commands)
+    parts_command.add_parser(commands)
     scaling.add_parser(commands)
     virtual_command.add_parser(commands)
 
@@ -147,6 +149,7 @@ def _run(arguments: argparse.Namespace, argv: Sequence[str], console: Console) -
 # What is in a file with that "kind": how to load it, show it and draw it.
 _KINDS: Final[dict[str, tuple[Any, Any, Any]]] = {
     MachineLimits.KIND: (MachineLimits.load, limits_command.show, limits_command.draw),
+    parts_command.PartsReport.KIND: (parts_command.PartsReport.load, parts_command.show, None),
     scaling.Scaling.KIND: (scaling.Scaling.load, scaling.show, scaling.draw),
 }
 
@@ -184,6 +187,8 @@ def _plot(arguments: argparse.Namespace, argv: Sequence[str], console: Console) 
     kind = kind_of(arguments.file)
     if kind in _KINDS:
         load, _, draw_kind = _KINDS[kind]
+        if draw_kind is None:
+            raise ValueError(f"there is no picture of {kind}")
         draw_kind(load(arguments.file), path)
     elif VirtualReport.is_one(arguments.file):
         draw_virtual(VirtualReport.load(arguments.file), path)

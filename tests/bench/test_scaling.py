@@ -10,7 +10,6 @@ import torch
 from bench import cli
 from bench.scaling import ALLOWED_EXCESS, Scaling, excesses
 
-
 _FLAT = [1.0] * 14
 
 
