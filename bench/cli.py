@@ -5,8 +5,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import importlib
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,10 +17,11 @@ from bench import scaling
 from bench.contenders import CONTENDERS
 from bench.limits import command as limits_command
 from bench.limits.measure import MachineLimits
-from bench.machine import ISAS, REPOSITORY, TUNED_MALLOC
+from bench.machine import ISAS, REPOSITORY
 from bench.parts import command as parts_command
 from bench.plot import draw
 from bench.report import TABLE_WIDTH, markdown, notes, rich_table, update_block
+from bench.restart import needed_environment, restart_with
 from bench.results import Report, kind_of
 from bench.roofline import draw as draw_roofline
 from bench.runner import DTYPES, Runner, Settings
@@ -67,7 +66,11 @@ def make_parser() -> argparse.ArgumentParser:
     run.add_argument("--contenders", nargs="+", choices=CONTENDERS, metavar="CONTENDER", help="see below")
     run.add_argument("--repeats", type=_at_least(5), default=7, help="rounds, at least 5; short calls get more")
     run.add_argument("--threads", type=_at_least(1), default=torch.get_num_threads())
-    run.add_argument("--isa", choices=ISAS, help="pin moe_ext to an instruction set instead of the best one")
+    run.add_argument(
+        "--isa",
+        choices=ISAS,
+        help="restart with moe_ext, PyTorch, oneDNN and MKL held to this instruction set; who needs more sits out",
+    )
     run.add_argument(
         "--byte-limit",
         type=float,
@@ -118,14 +121,7 @@ def _show(report: Report, console: Console) -> None:
 
 
 def _run(arguments: argparse.Namespace, argv: Sequence[str], console: Console) -> int:
-    if arguments.tuned_malloc and os.environ.get("GLIBC_TUNABLES") != TUNED_MALLOC:
-        # glibc reads its tunables when the process starts.
-        sys.stdout.flush()
-        environment = {**os.environ, "GLIBC_TUNABLES": TUNED_MALLOC}
-        os.execve(sys.executable, [sys.executable, "-m", "bench", *argv], environment)
-    if arguments.isa:
-        native: Any = importlib.import_module("moe_ext._C")
-        native.set_cpu_isa(arguments.isa)
+    restart_with(needed_environment(arguments.tuned_malloc, arguments.isa), argv)
     settings = Settings(
         shapes=arguments.shapes or ([TINY] if arguments.quick else list(SHAPES.values())),
         dtypes=arguments.dtypes,

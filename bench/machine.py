@@ -35,7 +35,19 @@ _FLAGS: Final = [
     "sve",
     "bf16",
 ]
-_ENVIRONMENT: Final = ("GLIBC_TUNABLES", "LD_PRELOAD", "MALLOC_", "OMP_", "KMP_", "GOMP_", "MKL_", "ONEDNN_", "DNNL_")
+_ENVIRONMENT: Final = (
+    "ATEN_CPU_",
+    "MOE_EXT_CPU_",
+    "GLIBC_TUNABLES",
+    "LD_PRELOAD",
+    "MALLOC_",
+    "OMP_",
+    "KMP_",
+    "GOMP_",
+    "MKL_",
+    "ONEDNN_",
+    "DNNL_",
+)
 # Memory that the allocator gives back is page-faulted in again at the next call, at a tenth of the memory's speed.
 TUNED_MALLOC: Final = (
     "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:"

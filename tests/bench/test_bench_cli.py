@@ -14,8 +14,9 @@ import torch
 from bench import cli, report
 from bench.contender import exclusion
 from bench.contenders import CONTENDERS
-from bench.machine import REPOSITORY
+from bench.machine import REPOSITORY, TUNED_MALLOC
 from bench.problem import make_problem
+from bench.restart import restart_with
 from bench.results import Cell, Report
 from bench.runner import DTYPES
 from bench.shapes import TINY
@@ -152,6 +153,25 @@ def test_a_foreign_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "other.json"
     path.write_text("{}")
     assert cli.main(["table", str(path)]) == 2
+
+
+def test_a_run_that_needs_another_environment_starts_over_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[dict[str, str]] = []
+
+    def execve(path: str, argv: list[str], environment: dict[str, str]) -> None:
+        assert (path, argv[:3]) == (sys.executable, [sys.executable, "-m", "bench"])
+        started.append(environment)
+        raise OSError("would be gone now")
+
+    monkeypatch.setattr("os.execve", execve)
+    assert cli.main(["run", "--quick", "--isa", "avx2", "--tuned-malloc"]) == 2
+    needed = {"MOE_EXT_CPU_ISA": "avx2", "ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}
+    needed |= {"MKL_ENABLE_INSTRUCTIONS": "AVX2", "GLIBC_TUNABLES": TUNED_MALLOC}
+    assert started[0].items() >= needed.items()
+    for name, value in needed.items():
+        monkeypatch.setenv(name, value)
+    restart_with(needed, [])
+    assert len(started) == 1
 
 
 def test_fewer_than_five_repeats_are_refused() -> None:
