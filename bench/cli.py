@@ -13,7 +13,7 @@ from typing import Any, Final
 import torch
 from rich.console import Console
 
-from bench import scaling
+from bench import mallocs, scaling
 from bench.contenders import CONTENDERS
 from bench.limits import command as limits_command
 from bench.limits.measure import MachineLimits
@@ -83,6 +83,11 @@ def make_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="restart with glibc told to use huge pages and to keep freed memory, which helps all contenders",
     )
+    run.add_argument(
+        "--both-mallocs",
+        action="store_true",
+        help="run with the system's allocator settings and with --tuned-malloc; the lower of the two ratios counts",
+    )
     run.add_argument("--quick", action="store_true", help="see the machinery run: a tiny shape unless --shapes says")
     run.add_argument("--seed", type=int, default=0)
     run.add_argument("--output", type=Path, help="default: bench/results/<date>-cpu-<threads>t.json")
@@ -107,9 +112,17 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _tagged(arguments: argparse.Namespace) -> list[tuple[str, bool]]:
+    return [
+        ("tuned-malloc", arguments.tuned_malloc),
+        ("both-mallocs", arguments.both_mallocs),
+        ("quick", arguments.quick),
+    ]
+
+
 def _default_output(arguments: argparse.Namespace) -> Path:
     tags = [f"{datetime.date.today():%Y-%m-%d}", "cpu", f"{arguments.threads}t"]
-    tags += [tag for tag, used in (("tuned-malloc", arguments.tuned_malloc), ("quick", arguments.quick)) if used]
+    tags += [tag for tag, used in _tagged(arguments) if used]
     return REPOSITORY / "bench" / "results" / ("-".join(tags + ([arguments.isa] if arguments.isa else [])) + ".json")
 
 
@@ -121,6 +134,12 @@ def _show(report: Report, console: Console) -> None:
 
 
 def _run(arguments: argparse.Namespace, argv: Sequence[str], console: Console) -> int:
+    if arguments.both_mallocs:
+        if arguments.tuned_malloc:
+            raise ValueError("--both-mallocs runs with --tuned-malloc and without")
+        both, status = mallocs.run(argv, arguments.output or _default_output(arguments), console)
+        mallocs.show(both, console)
+        return status
     restart_with(needed_environment(arguments.tuned_malloc, arguments.isa), argv)
     settings = Settings(
         shapes=arguments.shapes or ([TINY] if arguments.quick else list(SHAPES.values())),
@@ -144,6 +163,7 @@ def _run(arguments: argparse.Namespace, argv: Sequence[str], console: Console) -
 
 # What is in a file with that "kind": how to load it, show it and draw it.
 _KINDS: Final[dict[str, tuple[Any, Any, Any]]] = {
+    mallocs.BothMallocs.KIND: (mallocs.BothMallocs.load, mallocs.show, mallocs.draw),
     MachineLimits.KIND: (MachineLimits.load, limits_command.show, limits_command.draw),
     parts_command.PartsReport.KIND: (parts_command.PartsReport.load, parts_command.show, None),
     scaling.Scaling.KIND: (scaling.Scaling.load, scaling.show, scaling.draw),
@@ -153,23 +173,28 @@ _KINDS: Final[dict[str, tuple[Any, Any, Any]]] = {
 def _table(arguments: argparse.Namespace, argv: Sequence[str], console: Console) -> int:
     kind = kind_of(arguments.file)
     if kind in _KINDS:
-        if arguments.markdown or arguments.update:
-            raise ValueError(f"{arguments.file} has tables for the terminal only")
         load, show, _ = _KINDS[kind]
-        show(load(arguments.file), console)
-        return 0
+        if not (arguments.markdown or arguments.update):
+            show(load(arguments.file), console)
+            return 0
+        if kind != mallocs.BothMallocs.KIND:
+            raise ValueError(f"{arguments.file} has tables for the terminal only")
     virtual = VirtualReport.is_one(arguments.file)
-    report = VirtualReport.load(arguments.file) if virtual else Report.load(arguments.file)
-    text = virtual_markdown(report) if isinstance(report, VirtualReport) else markdown(report)
+    if kind == mallocs.BothMallocs.KIND:
+        text = mallocs.markdown(mallocs.BothMallocs.load(arguments.file))
+    elif virtual:
+        text = virtual_markdown(VirtualReport.load(arguments.file))
+    else:
+        text = markdown(Report.load(arguments.file))
     if arguments.update:
         changed = update_block(arguments.update, text)
         console.print(f"{arguments.update}: {'updated' if changed else 'unchanged'}", soft_wrap=True)
     elif arguments.markdown:
         print(text)
-    elif isinstance(report, VirtualReport):
-        virtual_command.show(report, console)
+    elif virtual:
+        virtual_command.show(VirtualReport.load(arguments.file), console)
     else:
-        _show(report, console)
+        _show(Report.load(arguments.file), console)
     return 0
 
 

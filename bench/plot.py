@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Final
 
@@ -29,7 +30,12 @@ _PASS: Final = {"fwd": "forward", "fwdbwd": "forward + backward"}
 
 def draw(report: Report, path: Path) -> None:
     """Write a PNG to `path`. Raises ValueError where no cell has both moe_ext and another contender."""
-    bars = [(cell, compared) for cell in report.cells for compared in cell.comparisons if compared.ratio]
+    draw_bars([(cell, compared) for cell in report.cells for compared in cell.comparisons], title(report), path)
+
+
+def draw_bars(given: Iterable[tuple[Cell, Comparison]], heading: str, path: Path) -> None:
+    """The same of chosen cells."""
+    bars = [(cell, compared) for cell, compared in given if compared.ratio]
     if not bars:
         raise ValueError("nothing to plot: no cell has a time of moe_ext and of another contender")
     bars.sort(key=lambda bar: list(_COLOURS).index((bar[0].dtype, bar[0].mode)))
@@ -55,7 +61,7 @@ def draw(report: Report, path: Path) -> None:
         Line2D([], [], marker="o", linestyle="", color="#999999", markersize=4, label="over another contender")
     )
     figure.legend(handles=handles, loc="outside lower center", ncols=3, frameon=False, fontsize=9)
-    figure.suptitle(title(report), fontsize=10)
+    figure.suptitle(heading, fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
     plt.close(figure)

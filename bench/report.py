@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,7 +20,7 @@ START, END = "<!-- bench:start -->", "<!-- bench:end -->"
 TABLE_WIDTH: Final = 150
 _MISSING: Final = "–"
 PASSES: Final = {"fwd": "forward", "fwdbwd": "fwd + bwd"}
-_HEADINGS: Final = (
+HEADINGS: Final = (
     "layer",
     "dtype",
     "pass",
@@ -58,7 +58,7 @@ def _median_and_spread(outcome: Outcome) -> str:
 
 
 def _row(cell: Cell, compared: Comparison, time: Callable[[Outcome], str]) -> tuple[str, ...]:
-    """Cells of a table row in the order of `_HEADINGS`; pairs are moe_ext / best other."""
+    """Cells of a table row in the order of `HEADINGS`; pairs are moe_ext / best other."""
 
     def pair(text: Callable[[Outcome], str]) -> str:
         return " / ".join(text(outcome) if outcome else _MISSING for outcome in (compared.ours, compared.best_other))
@@ -175,29 +175,55 @@ def notes(report: Report) -> Iterator[str]:
                 yield f"{cell.key}: {outcome.contender} {outcome.status}: {outcome.reason}"
 
 
-def rich_table(report: Report) -> Table:
-    """One row for each cell."""
-    table = Table(title=title(report), box=box.SIMPLE_HEAD)
-    for heading in _HEADINGS:
-        table.add_column(heading, no_wrap=True)
+# A table row and the ratio that decides its colour.
+Row = tuple[tuple[str, ...], Spread | None]
+
+
+def table_row(cell: Cell, compared: Comparison, spread: bool) -> Row:
+    """In the order of HEADINGS; with the spread of the times or their medians alone."""
+    return _row(cell, compared, _median_and_spread if spread else _median), compared.ratio
+
+
+def _rows(report: Report, spread: bool) -> Iterator[Row]:
     for cell in report.cells:
         for compared in cell.comparisons:
-            row = _row(cell, compared, _median)
-            style = "" if compared.ratio is None else "green" if compared.ratio.median >= 1 else "red"
-            table.add_row(*row[:4], f"[{style}]{row[4]}[/{style}]" if style else row[4], *row[5:])
+            yield table_row(cell, compared, spread)
+
+
+def render_rich(heading: str, headings: Sequence[str], rows: Iterable[Row]) -> Table:
+    """A terminal table; speed-ups are green or red."""
+    table = Table(title=heading, box=box.SIMPLE_HEAD)
+    for name in headings:
+        table.add_column(name, no_wrap=True)
+    place = headings.index("speed-up")
+    for cells, ratio in rows:
+        row = list(cells)
+        if ratio is not None:
+            colour = "green" if ratio.median >= 1 else "red"
+            row[place] = f"[{colour}]{row[place]}[/{colour}]"
+        table.add_row(*row)
     return table
+
+
+def render_markdown(heading: str, headings: Sequence[str], rows: Iterable[Row], remarks: Iterable[str]) -> str:
+    """A Markdown table with speed-ups in bold, and the remarks below."""
+    lines = [f"**{heading}**", "", "| " + " | ".join(headings) + " |", "|" + " --- |" * len(headings)]
+    place = headings.index("speed-up")
+    for cells, ratio in rows:
+        row = list(cells)
+        row[place] = f"**{row[place]}**" if ratio else row[place]
+        lines.append("| " + " | ".join(row) + " |")
+    return "\n".join([*lines, "", *(f"- {remark}" for remark in remarks)])
+
+
+def rich_table(report: Report) -> Table:
+    """A row for each cell and kind of weights."""
+    return render_rich(title(report), HEADINGS, _rows(report, spread=False))
 
 
 def markdown(report: Report) -> str:
     """The same table, with the spread of the times, and the notes."""
-    lines = [f"**{title(report)}**", "", "| " + " | ".join(_HEADINGS) + " |", "|" + " --- |" * len(_HEADINGS)]
-    for cell in report.cells:
-        for compared in cell.comparisons:
-            row = list(_row(cell, compared, _median_and_spread))
-            row[4] = f"**{row[4]}**" if compared.ratio else row[4]
-            lines.append("| " + " | ".join(row) + " |")
-    lines += ["", *(f"- {note}" for note in notes(report))]
-    return "\n".join(lines)
+    return render_markdown(title(report), HEADINGS, _rows(report, spread=True), notes(report))
 
 
 def update_block(path: Path, content: str) -> bool:

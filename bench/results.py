@@ -136,9 +136,8 @@ class Report:
     limits: dict[str, Any]
     cells: list[Cell] = field(default_factory=list)
 
-    def save(self, path: Path) -> None:
-        """Replace `path` in one step, so that a run cut short leaves the cells it finished. Medians and ratios follow
-        from the samples and are written for readers only."""
+    def content(self) -> dict[str, Any]:
+        """What is saved. Medians and ratios follow from the samples and are written for readers only."""
         content = {"format": FORMAT, **asdict(self)}
         for cell, written in zip(self.cells, content["cells"], strict=True):
             for outcome, entry in zip(cell.outcomes, written["outcomes"], strict=True):
@@ -151,14 +150,25 @@ class Report:
                 }
                 for compared in cell.comparisons
             }
-        write_json(path, content)
+        return content
+
+    def save(self, path: Path) -> None:
+        """Replace `path` in one step, so that a run cut short leaves the cells it finished."""
+        write_json(path, self.content())
 
     @classmethod
     def load(cls, path: Path) -> Report:
         """Raises ValueError where the file is of another format."""
-        content = json.loads(path.read_text())
+        try:
+            return cls.of(json.loads(path.read_text()))
+        except ValueError as error:
+            raise ValueError(f"{path} is not a result file of format {FORMAT}") from error
+
+    @classmethod
+    def of(cls, content: dict[str, Any]) -> Report:
+        """Of what `content` returned. Raises ValueError where it is of another format."""
         if content.pop("format", None) != FORMAT:
-            raise ValueError(f"{path} is not a result file of format {FORMAT}")
+            raise ValueError(f"not of format {FORMAT}")
         cells = []
         for cell in content.pop("cells"):
             del cell["comparisons"]

@@ -104,7 +104,8 @@ class Runner:
                 for dtype in settings.dtypes:
                     if modes:
                         self._run_problem(shape, dtype, modes, contenders, limits, report)
-                        limits = self._measure_limits_again(limits, report)
+                        if not settings.quick:
+                            limits = self._measure_limits_again(limits, report)
         return report
 
     def _measure_limits_again(self, limits: Limits, report: Report) -> Limits:

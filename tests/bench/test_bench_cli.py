@@ -15,6 +15,7 @@ from bench import cli, report
 from bench.contender import exclusion
 from bench.contenders import CONTENDERS
 from bench.machine import REPOSITORY, TUNED_MALLOC
+from bench.mallocs import BothMallocs
 from bench.problem import make_problem
 from bench.restart import restart_with
 from bench.results import Cell, Report
@@ -177,3 +178,40 @@ def test_a_run_that_needs_another_environment_starts_over_in_it(monkeypatch: pyt
 def test_fewer_than_five_repeats_are_refused() -> None:
     with pytest.raises(SystemExit):
         cli.main(["run", "--repeats", "4"])
+
+
+def test_of_two_runs_the_lower_ratio_counts(
+    with_moe_ext: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    default, tuned = Report.load(with_moe_ext), Report.load(with_moe_ext)
+    quicker = next(o for o in tuned.cells[1].outcomes if o.contender == "torch_loop")
+    quicker.seconds = [s * 0.75 for s in quicker.seconds]
+    path = tmp_path / "both.json"
+    BothMallocs(default, tuned).save(path)
+    both = BothMallocs.load(path)
+    ratios = [chosen.ratio.median for _, chosen, _ in both.chosen() if chosen.ratio]
+    assert ratios == pytest.approx([2.0, 1.5, 2.0, 2.0])
+    assert json.loads(path.read_text())["lower_ratios"]["tiny/bf16/fwdbwd/plain"] == pytest.approx(1.5)
+    assert cli.main(["table", str(path), "--markdown"]) == 0
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| tiny")]
+    assert len(lines) == 4
+    assert "**1.50× (1.50–1.50)** | 2.00× torch_loop | 1.50× torch_loop |" in lines[1]
+    assert cli.main(["plot", str(path)]) == 0
+    assert path.with_suffix(".png").exists()
+
+
+def test_both_mallocs_runs_two_processes(with_moe_ext: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commands: list[list[str]] = []
+
+    def pretend(command: list[str], check: bool) -> subprocess.CompletedProcess[str]:
+        commands.append(command)
+        Path(command[-1]).write_text(with_moe_ext.read_text())
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr("bench.mallocs.subprocess.run", pretend)
+    path = tmp_path / "both.json"
+    assert cli.main(["run", "--both-mallocs", "--quick", "--output", str(path)]) == 0
+    assert ["--tuned-malloc" in command for command in commands] == [False, True]
+    assert all("--both-mallocs" not in command for command in commands)
+    assert sorted(file.name for file in tmp_path.glob("both*")) == ["both.json"]
+    assert cli.main(["run", "--both-mallocs", "--tuned-malloc"]) == 2
