@@ -17,7 +17,7 @@ from bench.timing import Spread
 
 START, END = "<!-- bench:start -->", "<!-- bench:end -->"
 # The terminal table needs this many columns; narrower, it would cut numbers.
-TABLE_WIDTH: Final = 150
+TABLE_WIDTH: Final = 165
 _MISSING: Final = "–"
 PASSES: Final = {"fwd": "forward", "fwdbwd": "fwd + bwd"}
 HEADINGS: Final = (
@@ -43,8 +43,8 @@ def _speed_up(ratio: Spread | None) -> str:
     return f"{ratio.median:.2f}× ({ratio.quartile_1:.2f}–{ratio.quartile_3:.2f})" if ratio else _MISSING
 
 
-def _mebibytes(outcome: Outcome) -> str:
-    return _MISSING if outcome.saved_bytes is None else f"{outcome.saved_bytes / 2**20:.0f}"
+def _mebibytes(num_bytes: int | None) -> str:
+    return _MISSING if num_bytes is None else f"{num_bytes / 2**20:.0f}"
 
 
 def _median(outcome: Outcome) -> str:
@@ -72,7 +72,8 @@ def _row(cell: Cell, compared: Comparison, time: Callable[[Outcome], str]) -> tu
         compared.best_other.contender if compared.best_other else _MISSING,
         pair(time),
         f"{pair(lambda outcome: f'{cell.share_of_limit(outcome):.0%}')} {cell.floors[compared.weights].limit}",
-        pair(_mebibytes) if cell.mode == "fwdbwd" else "",
+        pair(lambda outcome: _mebibytes(outcome.saved_bytes)) if cell.mode == "fwdbwd" else "",
+        pair(lambda outcome: _mebibytes(outcome.peak_bytes)),
         pair(lambda outcome: f"{outcome.worst_error:.1e}"),
     )
 
@@ -90,7 +91,11 @@ def cell_lines(cell: Cell) -> Iterator[str]:
             f" {cell.share_of_limit(outcome):.0%} of {limit} limit, error {outcome.worst_error:.1e}"
         )
         if outcome.saved_bytes is not None:
-            line += f", saves {_mebibytes(outcome)} MiB"
+            line += f", saves {_mebibytes(outcome.saved_bytes)} MiB"
+        if outcome.peak_bytes is not None:
+            line += f", takes {_mebibytes(outcome.peak_bytes)} MiB"
+        if outcome.packed_bytes is not None:
+            line += f", keeps {_mebibytes(outcome.packed_bytes)} MiB"
         ratio = cell.ratio_to(outcome)
         if ratio and not outcome.ours:
             line += f"; {WEIGHTS[outcome.weights]} {ratio.median:.2f}×"
@@ -152,6 +157,14 @@ def notes(report: Report) -> Iterator[str]:
     yield f"Others timed: {', '.join(others) or 'none'} ({', '.join(versions)})."
     yield _limits(report.limits)
     yield "Saved: bytes that autograd keeps for the backward pass, without x and the weights."
+    yield (
+        "Peak: the most by which the process grows while a call runs, its results (gradients of all weights too) and "
+        "whatever a contender keeps between calls included, packed weights not; pages, measured by the kernel."
+    )
+    packed = {o.contender: o.packed_bytes for cell in report.cells for o in cell.timed if o.packed_bytes is not None}
+    if packed:
+        kept = ", ".join(f"{name} {_mebibytes(size)} MiB" for name, size in packed.items())
+        yield f"Copies of the weights, kept beside those of the model, in the last cell of each: {kept}."
     bounds = {cell.dtype: cell.bounds for cell in report.cells}
     limits_text = "; ".join(
         f"{dtype} {bound['output']:g} (y), {bound['grad']:g} (gradients), {bound['tile']:g} (any 16×16 tile)"

@@ -33,7 +33,8 @@ def kind_of(path: Path) -> str | None:
 @dataclass
 class Outcome:
     """How one contender fared in one cell. status: ok | wrong | skipped | failed, with a reason unless ok. `weights`:
-    what it computes on, see `contender.WEIGHTS`; `bounds`: its own, where those of the cell don't hold for it."""
+    what it computes on, see `contender.WEIGHTS`; `bounds`: its own, where those of the cell don't hold for it. Bytes:
+    saved for backward, the most that a call takes, kept beside the weights of the model; None where unknown."""
 
     contender: str
     ours: bool
@@ -43,6 +44,8 @@ class Outcome:
     bounds: dict[str, float] | None = None
     errors: dict[str, TensorError] = field(default_factory=dict)
     saved_bytes: int | None = None
+    peak_bytes: int | None = None
+    packed_bytes: int | None = None
     seconds: list[float] = field(default_factory=list)
 
     @property

@@ -6,6 +6,7 @@ import datetime
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -24,11 +25,11 @@ from bench.machine import (
     describe_versions,
     without_folders,
 )
-from bench.memory import saved_bytes
+from bench.memory import bytes_kept_by, peak_bytes, saved_bytes
 from bench.problem import Layer, Problem, Truth, make_problem, solve
 from bench.report import cell_lines
 from bench.results import Cell, Outcome, Report
-from bench.shapes import Shape
+from bench.shapes import TINY, Shape
 from bench.timing import make_step, time_interleaved
 
 DTYPES: Final[dict[str, torch.dtype]] = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -54,6 +55,14 @@ class Settings:
 def _floors(dtype: str, flops: int, num_bytes: dict[str, int], limits: Limits) -> dict[str, Floor]:
     """By kind of weights."""
     return {w: limits.floor("int8" if w == "int8" else dtype, flops, size) for w, size in num_bytes.items()}
+
+
+def _warm_up() -> None:
+    """Libraries that start when they are first used would count as the memory of the first contender."""
+    for dtype in DTYPES.values():
+        problem = make_problem(TINY, dtype)
+        layer = CONTENDERS["torch_loop"].build(problem)
+        torch.autograd.grad(layer(problem.x), list(problem.leaves.values()), problem.grad_y)
 
 
 class Runner:
@@ -96,6 +105,7 @@ class Runner:
             limits=asdict(limits),
         )
         contenders = [CONTENDERS[name] for name in settings.contenders]
+        _warm_up()
         with self._progress:
             for shape in settings.shapes:
                 modes = [mode for mode in settings.modes if mode == "fwd" or shape.training]
@@ -195,7 +205,9 @@ class Runner:
         if outcome.reason:
             return outcome, None
         try:
-            layer = contender.build(problem)
+            layer, kept = bytes_kept_by(partial(contender.build, problem))
+            outcome.packed_bytes = kept if contender.weights != "plain" else None
+            outcome.peak_bytes = peak_bytes(make_step(layer, problem, mode))
             outcome.errors = evaluate(layer, problem, truth)
             if mode == "fwdbwd":
                 outcome.saved_bytes = saved_bytes(layer, problem)

@@ -17,7 +17,7 @@ from bench.check import BOUNDS, compare, evaluate, faults
 from bench.contender import Contender, exclusion, missing_module
 from bench.contenders import CONTENDERS
 from bench.machine import without_folders
-from bench.memory import saved_bytes
+from bench.memory import bytes_kept_by, peak_bytes, saved_bytes
 from bench.problem import Layer, Problem, make_problem, solve
 from bench.results import Cell, Outcome
 from bench.runner import Runner, Settings
@@ -194,6 +194,35 @@ def test_saved_bytes_counts_storages_once_and_leaves_inputs_out(problem: Problem
         return act * act[:, :]  # saves it twice again, once as a view
 
     assert saved_bytes(layer, problem) == TINY.num_tokens * TINY.num_experts * itemsize
+
+
+def test_peak_bytes_counts_results_scratch_and_what_is_kept() -> None:
+    kept: list[Tensor] = []
+
+    def step(scratch: int, result: int, keep: int = 0) -> object:
+        if not kept and keep:
+            kept.append(torch.ones(keep << 18))
+        temporary = torch.ones(scratch << 18)  # MiB of float32
+        temporary.add_(1)
+        return torch.ones(result << 18)
+
+    if peak_bytes(lambda: None) is None:
+        pytest.skip("this system does not tell how large the process was at its largest")
+    mebibyte = 1 << 20
+    assert peak_bytes(lambda: step(64, 0)) == pytest.approx(64 * mebibyte, abs=6 * mebibyte)
+    assert peak_bytes(lambda: step(32, 64)) == pytest.approx(96 * mebibyte, abs=6 * mebibyte)
+    assert peak_bytes(lambda: step(16, 0, keep=32)) == pytest.approx(48 * mebibyte, abs=6 * mebibyte)
+
+
+def test_bytes_kept_by_packing_are_those_of_the_copy(problem: Problem) -> None:
+    def build() -> Layer:
+        packed = torch.ones(40 << 18)
+        return lambda x: x * packed[0]
+
+    _, kept = bytes_kept_by(build)
+    if kept is None:
+        pytest.skip("this system does not tell how large the process is")
+    assert kept == pytest.approx(40 << 20, abs=6 << 20)
 
 
 def test_rounds_are_paired_and_every_step_runs_once_in_each() -> None:
