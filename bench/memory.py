@@ -42,7 +42,6 @@ def _status(field: str) -> int:
 
 def resident_bytes() -> int | None:
     """Memory of this process, once what it freed has gone back to the system; None where that cannot be known."""
-    gc.collect()
     try:
         ctypes.CDLL(None).malloc_trim(0)
         return _status("VmRSS")
@@ -71,6 +70,7 @@ def peak_bytes(step: Step) -> int | None:
 
 def bytes_kept_by(build: Callable[[], Layer]) -> tuple[Layer, int | None]:
     """What `build` returns, and by how much the process grew: weights packed in another order, above all."""
+    gc.collect()  # of what went before; too slow to do it more often
     before = resident_bytes()
     layer = build()
     after = resident_bytes()

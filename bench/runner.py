@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import gc
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -57,12 +58,17 @@ def _floors(dtype: str, flops: int, num_bytes: dict[str, int], limits: Limits) -
     return {w: limits.floor("int8" if w == "int8" else dtype, flops, size) for w, size in num_bytes.items()}
 
 
-def _warm_up() -> None:
-    """Libraries that start when they are first used would count as the memory of the first contender."""
+def _warm_up(contenders: Sequence[Contender]) -> None:
+    """Libraries that start when they are first used would count as the memory of the first contender. What they leave
+    behind is no garbage: the collections to come needn't look at it."""
+    for contender in contenders:
+        contender.missing()
     for dtype in DTYPES.values():
         problem = make_problem(TINY, dtype)
         layer = CONTENDERS["torch_loop"].build(problem)
         torch.autograd.grad(layer(problem.x), list(problem.leaves.values()), problem.grad_y)
+    gc.collect()
+    gc.freeze()
 
 
 class Runner:
@@ -105,7 +111,7 @@ class Runner:
             limits=asdict(limits),
         )
         contenders = [CONTENDERS[name] for name in settings.contenders]
-        _warm_up()
+        _warm_up(contenders)
         with self._progress:
             for shape in settings.shapes:
                 modes = [mode for mode in settings.modes if mode == "fwd" or shape.training]
@@ -116,6 +122,7 @@ class Runner:
                         self._run_problem(shape, dtype, modes, contenders, limits, report)
                         if not settings.quick:
                             limits = self._measure_limits_again(limits, report)
+        gc.unfreeze()
         return report
 
     def _measure_limits_again(self, limits: Limits, report: Report) -> Limits:
