@@ -20,7 +20,7 @@ from bench.limits.measure import MachineLimits
 from bench.machine import ISAS, REPOSITORY
 from bench.parts import command as parts_command
 from bench.plot import draw
-from bench.report import TABLE_WIDTH, markdown, notes, rich_table, update_block
+from bench.report import TABLE_WIDTH, markdown, notes, rich_table, summaries, update_block
 from bench.restart import needed_environment, restart_with
 from bench.results import Report, kind_of
 from bench.roofline import draw as draw_roofline
@@ -129,7 +129,7 @@ def _default_output(arguments: argparse.Namespace) -> Path:
 def _show(report: Report, console: Console) -> None:
     console.width = max(console.width, TABLE_WIDTH)
     console.print(rich_table(report))
-    for note in notes(report):
+    for note in (*summaries([cell] for cell in report.cells), *notes(report)):
         console.print(f"• {note}", soft_wrap=True, highlight=False, markup=False)
 
 

@@ -15,7 +15,7 @@ from typing import ClassVar, Final
 from rich.console import Console
 
 from bench.plot import draw_bars
-from bench.report import HEADINGS, TABLE_WIDTH, Row, notes, render_markdown, render_rich, table_row, title
+from bench.report import HEADINGS, TABLE_WIDTH, Row, notes, render_markdown, render_rich, summaries, table_row, title
 from bench.results import Cell, Comparison, Report, write_json
 
 _HEADINGS: Final = (*HEADINGS[:5], "default", "tuned", *HEADINGS[5:])
@@ -96,6 +96,7 @@ def _remarks(both: BothMallocs) -> Iterator[str]:
         "to use huge pages and to keep freed memory. The speed-up is the lower of the two, and the rest of the row is "
         "of that run. What follows holds for both; limits, versions and load are those of the default run."
     )
+    yield from summaries(zip(both.default.cells, both.tuned.cells, strict=True))
     yield from notes(both.default)
     tuned = both.tuned.limits
     rates = ", ".join(f"{name} {rate / 1e9:.0f} GFLOP/s" for name, rate in tuned["flops_per_second"].items())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -139,6 +141,28 @@ def _limits(limits: dict[str, Any]) -> str:
     return text
 
 
+def summaries(groups: Iterable[Sequence[Cell]]) -> Iterator[str]:
+    """One line for each dtype and pass: moe_ext's speed over every contender, geometric mean over the cells and the
+    least of them. A group has the cells of one key, of one process each; the lowest ratio counts."""
+    ratios: dict[tuple[str, str], dict[str, dict[str, float]]] = {}
+    for group in groups:
+        for cell in group:
+            for outcome in cell.timed:
+                ratio = None if outcome.ours else cell.ratio_to(outcome)
+                if ratio:
+                    of_pass = ratios.setdefault((cell.dtype, cell.mode), {})
+                    of_cells = of_pass.setdefault(outcome.contender, {})
+                    name = cell.shape["name"]
+                    of_cells[name] = min(ratio.median, of_cells.get(name, math.inf))
+    for (dtype, mode), contenders in ratios.items():
+        texts = []
+        for contender, of_cells in contenders.items():
+            worst = min(of_cells, key=lambda name: of_cells[name])
+            mean = statistics.geometric_mean(of_cells.values())
+            texts.append(f"{contender} {mean:.2f}× (least {of_cells[worst]:.2f}×, {worst})")
+        yield (f"{dtype} {PASSES[mode]}, moe_ext over each other, geometric mean of the cells: {', '.join(texts)}.")
+
+
 def notes(report: Report) -> Iterator[str]:
     """What a reader needs to know to trust the numbers, one sentence or two at a time."""
     yield (
@@ -236,7 +260,8 @@ def rich_table(report: Report) -> Table:
 
 def markdown(report: Report) -> str:
     """The same table, with the spread of the times, and the notes."""
-    return render_markdown(title(report), HEADINGS, _rows(report, spread=True), notes(report))
+    remarks = (*summaries([cell] for cell in report.cells), *notes(report))
+    return render_markdown(title(report), HEADINGS, _rows(report, spread=True), remarks)
 
 
 def update_block(path: Path, content: str) -> bool:

@@ -19,6 +19,7 @@ from bench.contenders import CONTENDERS
 from bench.machine import without_folders
 from bench.memory import bytes_kept_by, peak_bytes, saved_bytes
 from bench.problem import Layer, Problem, make_problem, solve
+from bench.report import summaries
 from bench.results import Cell, Outcome
 from bench.runner import Runner, Settings
 from bench.serving import SERVING
@@ -269,6 +270,16 @@ def test_contenders_are_compared_on_weights_of_the_same_kind() -> None:
         for c in cell.comparisons
     }
     assert found == {"plain": ("plain", 2.0), "packed": ("packed", 1.5), "int8": ("rounded", None)}
+
+
+def test_summaries_are_geometric_means_of_the_lowest_ratios() -> None:
+    def cell(name: str, other: float) -> Cell:
+        made = Cell({"name": name}, "bf16", "fwd", 1, {}, 1, 1, {}, {})
+        made.outcomes = [_outcome("moe_ext", [1.0], ours=True), _outcome("slow", [other])]
+        return made
+
+    (line,) = summaries([[cell("a", 2.0), cell("a", 3.0)], [cell("b", 9.0), cell("b", 8.0)]])
+    assert "slow 4.00× (least 2.00×, a)" in line
 
 
 def test_unknown_shape_names_the_known_ones() -> None:
