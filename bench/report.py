@@ -32,6 +32,7 @@ HEADINGS: Final = (
     "ms",
     "of limit",
     "saved MiB",
+    "peak MiB",
     "error",
 )
 

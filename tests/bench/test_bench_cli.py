@@ -129,6 +129,7 @@ def test_update_replaces_only_the_block(with_moe_ext: Path, tmp_path: Path) -> N
         assert text.endswith(f"\n{report.END}\nafter\n")
         assert "old" not in text
         assert text.count("| tiny |") == 4
+        assert {line.count("|") for line in text.splitlines() if line.startswith("| ")} == {len(report.HEADINGS) + 1}
         assert text.count("**2.00× (2.00–2.00)**") == 4
 
 
@@ -195,6 +196,7 @@ def test_of_two_runs_the_lower_ratio_counts(
     assert cli.main(["table", str(path), "--markdown"]) == 0
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| tiny")]
     assert len(lines) == 4
+    assert {line.count("|") for line in lines} == {len(report.HEADINGS) + 3}
     assert "**1.50× (1.50–1.50)** | 2.00× torch_loop | 1.50× torch_loop |" in lines[1]
     assert cli.main(["plot", str(path)]) == 0
     assert path.with_suffix(".png").exists()
