@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bench.contenders import Layer
-from bench.problem import Problem, Truth
+from bench.problem import Layer, Problem, Truth
 
 _TILE: Final = 16
 _CHUNK_NUMEL: Final = 1 << 26

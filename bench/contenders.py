@@ -1,54 +1,20 @@
-"""Who computes the layer: moe_ext, plain PyTorch in two ways, and Hugging Face's Qwen3-MoE block in its three ways.
-
-Each builds a callable x [T,H] -> y [T,H] on the problem's own weights (no copies), router included. What a contender
-cannot do within a stated number of bytes, it says instead of doing it.
-"""
+"""Who computes the layer: moe_ext, plain PyTorch in two ways, Hugging Face's Qwen3-MoE block in its three ways, and the
+CPU kernels of serving engines (`serving`). On weights as they are, none of them copies any."""
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bench.machine import without_folders
-from bench.problem import Problem
-
-Layer = Callable[[Tensor], Tensor]
-
-
-@dataclass(frozen=True)
-class Contender:
-    """`scratch(problem, mode)` is (bytes, what for) of hidden per-call traffic that rules out large shapes."""
-
-    name: str
-    what: str
-    build: Callable[[Problem], Layer]
-    module: str | None = None
-    ours: bool = False
-    default: bool = True
-    scratch: Callable[[Problem, str], tuple[int, str]] | None = None
-
-    def unavailable(self) -> str | None:
-        """Why it cannot run here, or None."""
-        if self.module is None:
-            return None
-        try:
-            importlib.import_module(self.module)
-        except (ImportError, OSError) as error:
-            return without_folders(f"{self.module} cannot be imported: {error}")
-        return None
-
-
-def _route(problem: Problem, x: Tensor) -> tuple[Tensor, Tensor]:
-    """topk_weights [T,K] float32 and topk_ids [T,K] in plain PyTorch."""
-    probabilities = F.linear(x, problem.w_router).softmax(dim=-1, dtype=torch.float32)
-    topk_weights, topk_ids = probabilities.topk(problem.shape.top_k, dim=-1)
-    return topk_weights / topk_weights.sum(dim=-1, keepdim=True), topk_ids
+from bench.contender import Contender, missing_module
+from bench.problem import Layer, Problem, route_plainly
+from bench.serving import INT8_BOUNDS, SERVING
 
 
 def _sort_rows(x: Tensor, topk_weights: Tensor, topk_ids: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -60,7 +26,7 @@ def _sort_rows(x: Tensor, topk_weights: Tensor, topk_ids: Tensor) -> tuple[Tenso
 
 def _torch_loop(problem: Problem) -> Layer:
     def layer(x: Tensor) -> Tensor:
-        rows, token, weight, expert = _sort_rows(x, *_route(problem, x))
+        rows, token, weight, expert = _sort_rows(x, *route_plainly(problem, x))
         counts = torch.bincount(expert, minlength=problem.shape.num_experts).tolist()
         # unbind, not w[e]: the backward of indexing zero-fills a full-size gradient for every expert.
         parts = zip(torch.split(rows, counts), problem.w_gate_up.unbind(), problem.w_down.unbind(), strict=True)
@@ -76,7 +42,7 @@ def _torch_loop(problem: Problem) -> Layer:
 
 def _torch_grouped_mm(problem: Problem) -> Layer:
     def layer(x: Tensor) -> Tensor:
-        rows, token, weight, expert = _sort_rows(x, *_route(problem, x))
+        rows, token, weight, expert = _sort_rows(x, *route_plainly(problem, x))
         counts = torch.bincount(expert, minlength=problem.shape.num_experts)
         offsets = counts.cumsum(0, dtype=torch.int32)
         gate, up = F.grouped_mm(rows, problem.w_gate_up.transpose(1, 2), offs=offsets).chunk(2, dim=-1)
@@ -127,6 +93,32 @@ def _moe_ext(save: str) -> Callable[[Problem], Layer]:
     return build
 
 
+def _moe_ext_packed(problem: Problem) -> Layer:
+    moe_ext: Any = importlib.import_module("moe_ext")
+    packed = moe_ext.PackedExperts(problem.w_gate_up, problem.w_down)
+
+    def layer(x: Tensor) -> Tensor:
+        routing = moe_ext.route(F.linear(x, problem.w_router), problem.shape.top_k, renormalize=True)
+        y: Tensor = moe_ext.fused_experts(
+            x, problem.w_gate_up, problem.w_down, routing.topk_weights, routing.topk_ids, packed=packed
+        )
+        return y
+
+    return layer
+
+
+def _moe_ext_int8(problem: Problem) -> Layer:
+    moe_ext: Any = importlib.import_module("moe_ext")
+    experts = moe_ext.quantize_experts(problem.w_gate_up.detach(), problem.w_down.detach())
+
+    def layer(x: Tensor) -> Tensor:
+        routing = moe_ext.route(F.linear(x, problem.w_router), problem.shape.top_k, renormalize=True)
+        y: Tensor = moe_ext.fused_experts_int8(x, experts, routing.topk_weights, routing.topk_ids)
+        return y
+
+    return layer
+
+
 def _weight_bytes(problem: Problem) -> int:
     return (problem.w_gate_up.numel() + problem.w_down.numel()) * problem.w_down.element_size()
 
@@ -141,40 +133,49 @@ def _batched_scratch(problem: Problem, mode: str) -> tuple[int, str]:
     return shape.num_rows * shape.expert_numel * problem.w_down.element_size(), "weights copied for each row"
 
 
-_HF_MODULE: Final = "transformers.models.qwen3_moe.modeling_qwen3_moe"
+_no_moe_ext: Final = partial(missing_module, "moe_ext")
+_no_hugging_face: Final = partial(missing_module, "transformers.models.qwen3_moe.modeling_qwen3_moe")
 _ALL: Final = (
-    Contender("moe_ext", "moe_ext.route + moe_ext.fused_experts", _moe_ext("preact"), "moe_ext", ours=True),
+    Contender("moe_ext", "moe_ext.route + moe_ext.fused_experts", _moe_ext("preact"), _no_moe_ext, ours=True),
     Contender(
-        "moe_ext_recompute",
-        'the same with save="none"',
-        _moe_ext("none"),
-        "moe_ext",
+        "moe_ext_recompute", 'the same with save="none"', _moe_ext("none"), _no_moe_ext, ours=True, default=False
+    ),
+    Contender(
+        "moe_ext_packed",
+        "the same on moe_ext.PackedExperts",
+        _moe_ext_packed,
+        partial(missing_module, "moe_ext", "PackedExperts"),
         ours=True,
-        default=False,
+        weights="packed",
+        forward_only=True,
+    ),
+    Contender(
+        "moe_ext_int8",
+        "moe_ext.quantize_experts, moe_ext.route + moe_ext.fused_experts_int8",
+        _moe_ext_int8,
+        partial(missing_module, "moe_ext", "fused_experts_int8"),
+        ours=True,
+        weights="int8",
+        forward_only=True,
+        bounds=INT8_BOUNDS,
     ),
     Contender("torch_loop", "sort by expert, F.linear for each expert, index_add", _torch_loop),
     Contender("torch_grouped_mm", "sort by expert, F.grouped_mm, index_add", _torch_grouped_mm),
     Contender(
-        "hf_eager", "transformers Qwen3-MoE block, eager", _hugging_face("eager"), _HF_MODULE, scratch=_eager_scratch
+        "hf_eager",
+        "transformers Qwen3-MoE block, eager",
+        _hugging_face("eager"),
+        _no_hugging_face,
+        scratch=_eager_scratch,
     ),
-    Contender("hf_grouped_mm", "the same, grouped_mm experts", _hugging_face("grouped_mm"), _HF_MODULE),
+    Contender("hf_grouped_mm", "the same, grouped_mm experts", _hugging_face("grouped_mm"), _no_hugging_face),
     Contender(
         "hf_batched_mm",
         "the same, batched_mm experts",
         _hugging_face("batched_mm"),
-        _HF_MODULE,
+        _no_hugging_face,
         scratch=_batched_scratch,
     ),
+    *SERVING,
 )
 CONTENDERS: Final[dict[str, Contender]] = {contender.name: contender for contender in _ALL}
-
-
-def exclusion(contender: Contender, problem: Problem, mode: str, byte_limit: int) -> str | None:
-    """Why the contender sits this cell out, or None."""
-    missing = contender.unavailable()
-    if missing or contender.scratch is None:
-        return missing
-    size, purpose = contender.scratch(problem, mode)
-    if size <= byte_limit:
-        return None
-    return f"would move {size / 2**30:.1f} GiB per call ({purpose}); the limit is {byte_limit / 2**30:g} GiB"

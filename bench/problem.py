@@ -7,6 +7,7 @@ what the truth computes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from bench.shapes import Shape
+
+# x [T,H] -> y [T,H]
+Layer = Callable[[Tensor], Tensor]
 
 # Tokens whose k-th and (k+1)-th logits are nearer than this are redrawn: bfloat16 logits tie often, and which of two
 # equal experts is taken is nobody's error.
@@ -68,6 +72,13 @@ class Truth:
 
     y: Tensor
     grads: dict[str, Tensor] | None
+
+
+def route_plainly(problem: Problem, x: Tensor) -> tuple[Tensor, Tensor]:
+    """topk_weights [T,K] float32 and topk_ids [T,K] int64 in plain PyTorch."""
+    probabilities = F.linear(x, problem.w_router).softmax(dim=-1, dtype=torch.float32)
+    topk_weights, topk_ids = probabilities.topk(problem.shape.top_k, dim=-1)
+    return topk_weights / topk_weights.sum(dim=-1, keepdim=True), topk_ids
 
 
 def _normal(generator: torch.Generator, *size: int, dtype: torch.dtype, scale: float = 1.0) -> Tensor:

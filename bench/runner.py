@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import datetime
+import gc
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -14,21 +16,21 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from bench.check import BOUNDS, evaluate, faults
-from bench.contenders import CONTENDERS, Contender, Layer, exclusion
+from bench.contender import WEIGHTS, Contender, exclusion
+from bench.contenders import CONTENDERS
+from bench.limits.floor import Floor, Limits, measure_limits
 from bench.machine import (
     ForeignLoad,
-    Limits,
     describe_commit,
     describe_machine,
     describe_versions,
-    measure_limits,
     without_folders,
 )
-from bench.memory import saved_bytes
-from bench.problem import Problem, Truth, make_problem, solve
+from bench.memory import bytes_kept_by, peak_bytes, saved_bytes
+from bench.problem import Layer, Problem, Truth, make_problem, solve
 from bench.report import cell_lines
 from bench.results import Cell, Outcome, Report
-from bench.shapes import Shape
+from bench.shapes import TINY, Shape
 from bench.timing import make_step, time_interleaved
 
 DTYPES: Final[dict[str, torch.dtype]] = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -48,6 +50,25 @@ class Settings:
     quick: bool
     seed: int
     output: Path
+    isa: str | None = None
+
+
+def _floors(dtype: str, flops: int, num_bytes: dict[str, int], limits: Limits) -> dict[str, Floor]:
+    """By kind of weights."""
+    return {w: limits.floor("int8" if w == "int8" else dtype, flops, size) for w, size in num_bytes.items()}
+
+
+def _warm_up(contenders: Sequence[Contender]) -> None:
+    """Libraries that start when they are first used would count as the memory of the first contender. What they leave
+    behind is no garbage: the collections to come needn't look at it."""
+    for contender in contenders:
+        contender.missing()
+    for dtype in DTYPES.values():
+        problem = make_problem(TINY, dtype)
+        layer = CONTENDERS["torch_loop"].build(problem)
+        torch.autograd.grad(layer(problem.x), list(problem.leaves.values()), problem.grad_y)
+    gc.collect()
+    gc.freeze()
 
 
 class Runner:
@@ -70,9 +91,10 @@ class Runner:
         """Raises nothing for a contender that fails; its outcome says so."""
         settings = self._settings
         torch.set_num_threads(settings.threads)
-        dtypes = {name: DTYPES[name] for name in settings.dtypes}
         with self._console.status("measuring the machine's limits"):
-            limits = measure_limits(dtypes, settings.quick)
+            limits = measure_limits(settings.threads, settings.isa, settings.quick)
+        if limits.why_not:
+            self._console.print(f"[dim]limits are those of PyTorch: {limits.why_not}", soft_wrap=True)
         report = Report(
             date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
             command=without_folders(shlex.join(("python", "-m", "bench", *self._arguments))),
@@ -89,6 +111,7 @@ class Runner:
             limits=asdict(limits),
         )
         contenders = [CONTENDERS[name] for name in settings.contenders]
+        _warm_up(contenders)
         with self._progress:
             for shape in settings.shapes:
                 modes = [mode for mode in settings.modes if mode == "fwd" or shape.training]
@@ -97,13 +120,21 @@ class Runner:
                 for dtype in settings.dtypes:
                     if modes:
                         self._run_problem(shape, dtype, modes, contenders, limits, report)
-        with self._console.status("measuring the machine's limits again"):
-            limits = limits.best_of(measure_limits(dtypes, settings.quick))
+                        if not settings.quick:
+                            limits = self._measure_limits_again(limits, report)
+        gc.unfreeze()
+        return report
+
+    def _measure_limits_again(self, limits: Limits, report: Report) -> Limits:
+        """The best so far, for all cells: a machine that is slow for a while has no other limits."""
+        task = self._progress.add_task("measuring the machine's limits again", total=None)
+        limits = limits.best_of(measure_limits(self._settings.threads, self._settings.isa, self._settings.quick))
+        self._progress.remove_task(task)
         report.limits = asdict(limits)
         for cell in report.cells:
-            cell.floor_seconds = limits.floor_seconds(cell.dtype, cell.flops, cell.compulsory_bytes)
-        report.save(settings.output)
-        return report
+            cell.floors = _floors(cell.dtype, cell.flops, cell.compulsory_bytes, limits)
+        report.save(self._settings.output)
+        return limits
 
     def _run_problem(
         self,
@@ -123,7 +154,11 @@ class Runner:
         num_hit_experts = int((load > 0).sum())
         for mode in modes:
             flops = shape.flops(mode)
-            num_bytes = shape.compulsory_bytes(mode, num_hit_experts, problem.x.element_size())
+            itemsize = problem.x.element_size()
+            num_bytes = {
+                weights: shape.compulsory_bytes(mode, num_hit_experts, itemsize, 1 if weights == "int8" else itemsize)
+                for weights in WEIGHTS
+            }
             cell = Cell(
                 shape=asdict(shape),
                 dtype=dtype,
@@ -133,7 +168,7 @@ class Runner:
                 num_hit_experts=num_hit_experts,
                 max_expert_load=int(load.max()),
                 bounds=asdict(BOUNDS[DTYPES[dtype]]),
-                floor_seconds=limits.floor_seconds(dtype, flops, num_bytes),
+                floors=_floors(dtype, flops, num_bytes, limits),
             )
             self._run_cell(cell, problem, Truth(truth.y, truth.grads if mode == "fwdbwd" else None), contenders)
             report.cells.append(cell)
@@ -162,6 +197,7 @@ class Runner:
             settings.repeats,
             settings.seed,
             lambda done, total: self._progress.update(task, completed=done, total=total),
+            {contender.name: contender.pause for contender in contenders},
         )
         cell.foreign_load = load.share()
         self._progress.remove_task(task)
@@ -170,19 +206,22 @@ class Runner:
 
     def _check(self, contender: Contender, problem: Problem, truth: Truth, mode: str) -> tuple[Outcome, Layer | None]:
         """The outcome so far and, if the contender may be timed, its layer."""
-        outcome = Outcome(contender.name, contender.ours, "skipped")
-        outcome.reason = exclusion(contender, problem, mode, self._settings.byte_limit)
+        outcome = Outcome(contender.name, contender.ours, "skipped", weights=contender.weights)
+        outcome.bounds = asdict(contender.bounds) if contender.bounds else None
+        outcome.reason = exclusion(contender, problem, mode, self._settings.byte_limit, self._settings.isa)
         if outcome.reason:
             return outcome, None
         try:
-            layer = contender.build(problem)
+            layer, kept = bytes_kept_by(partial(contender.build, problem))
+            outcome.packed_bytes = kept if contender.weights != "plain" else None
+            outcome.peak_bytes = peak_bytes(make_step(layer, problem, mode))
             outcome.errors = evaluate(layer, problem, truth)
             if mode == "fwdbwd":
                 outcome.saved_bytes = saved_bytes(layer, problem)
         except Exception as error:  # a contender is foreign code: whatever it raises is its result
             outcome.status, outcome.reason = "failed", without_folders(f"{type(error).__name__}: {error}")
             return outcome, None
-        found = faults(outcome.errors, BOUNDS[problem.dtype])
+        found = faults(outcome.errors, contender.bounds or BOUNDS[problem.dtype])
         if found:
             outcome.status, outcome.reason = "wrong", "; ".join(found)
             return outcome, None

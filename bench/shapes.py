@@ -36,19 +36,22 @@ class Shape:
         experts = 2 * self.num_rows * self.expert_numel
         return (router + experts) * (3 if mode == "fwdbwd" else 1)
 
-    def compulsory_bytes(self, mode: str, num_hit_experts: int, itemsize: int) -> int:
+    def compulsory_bytes(
+        self, mode: str, num_hit_experts: int, itemsize: int, weight_itemsize: int | None = None
+    ) -> int:
         """Traffic of an ideal layer whose intermediates never leave the caches.
 
         Forward: the weights of the experts that got a token, the router and x are read, y is written. With the
         backward pass those weights, the router and x are read twice, grad_y is read, and grad_x and the gradients of
-        all weights (zeros of idle experts too) are written once.
+        all weights (zeros of idle experts too) are written once. `weight_itemsize`: of experts' weights that are read
+        in another format than the rest.
         """
         hit = num_hit_experts * self.expert_numel
         every = self.num_experts * self.expert_numel
         router = self.num_experts * self.hidden_size
         tokens = self.num_tokens * self.hidden_size
         if mode == "fwd":
-            return (hit + router + 2 * tokens) * itemsize
+            return hit * (weight_itemsize or itemsize) + (router + 2 * tokens) * itemsize
         return (2 * hit + every + 3 * router + 5 * tokens) * itemsize
 
 

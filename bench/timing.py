@@ -18,8 +18,7 @@ from typing import Final
 import numpy as np
 import torch
 
-from bench.contenders import Layer
-from bench.problem import Problem
+from bench.problem import Layer, Problem
 
 # Short calls get more rounds, until the timed calls of a cell fill this long (at most ten times the rounds asked for).
 _MIN_SECONDS_PER_CELL: Final = 3.0
@@ -73,27 +72,35 @@ def _no_garbage_collection() -> Iterator[None]:
         gc.enable()
 
 
-def _time_once(step: Step) -> float:
+def _time_once(step: Step, pause: float) -> float:
     start = time.perf_counter()
     result = step()
     elapsed = time.perf_counter() - start
     del result
+    if pause:
+        time.sleep(pause)
     return elapsed
 
 
 def time_interleaved(
-    steps: Mapping[str, Step], repeats: int, seed: int = 0, on_round: Callable[[int, int], None] | None = None
+    steps: Mapping[str, Step],
+    repeats: int,
+    seed: int = 0,
+    on_round: Callable[[int, int], None] | None = None,
+    pauses: Mapping[str, float] | None = None,
 ) -> dict[str, list[float]]:
     """Seconds of each step in each round; entry r of every list belongs to round r.
 
     One more call of each comes first: it warms up, isn't counted, and tells how many rounds to take.
-    `on_round(done, total)` is called before the first round and after each.
+    `on_round(done, total)` is called before the first round and after each. `pauses`: seconds to wait after a step,
+    which are nobody's time.
     """
     order = list(steps)
     shuffle = random.Random(seed).shuffle
     seconds: dict[str, list[float]] = {name: [] for name in order}
+    pauses = pauses or {}
     with _no_garbage_collection():
-        one_round = sum(_time_once(steps[name]) for name in order)
+        one_round = sum(_time_once(steps[name], pauses.get(name, 0.0)) for name in order)
         wanted = math.ceil(_MIN_SECONDS_PER_CELL / one_round)
         rounds = min(max(repeats, wanted), _MAX_ROUND_FACTOR * repeats)
         if on_round:
@@ -101,7 +108,7 @@ def time_interleaved(
         for done in range(1, rounds + 1):
             shuffle(order)
             for name in order:
-                seconds[name].append(_time_once(steps[name]))
+                seconds[name].append(_time_once(steps[name], pauses.get(name, 0.0)))
             if on_round:
                 on_round(done, rounds)
     return seconds

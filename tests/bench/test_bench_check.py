@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,14 +12,17 @@ from rich.console import Console
 from torch import Tensor
 from torch.nn import functional as F
 
-from bench import runner
+from bench import runner, serving
 from bench.check import BOUNDS, compare, evaluate, faults
-from bench.contenders import CONTENDERS, Contender, Layer, exclusion
+from bench.contender import Contender, exclusion, missing_module
+from bench.contenders import CONTENDERS
 from bench.machine import without_folders
-from bench.memory import saved_bytes
-from bench.problem import Problem, make_problem, solve
+from bench.memory import bytes_kept_by, peak_bytes, saved_bytes
+from bench.problem import Layer, Problem, make_problem, solve
+from bench.report import summaries
 from bench.results import Cell, Outcome
 from bench.runner import Runner, Settings
+from bench.serving import SERVING
 from bench.shapes import TINY, Shape, find_shape
 from bench.timing import time_interleaved
 
@@ -111,7 +116,7 @@ def test_wrong_and_failing_contenders_are_reported_and_not_timed(
         "forgets": Contender("forgets", "", _forgets_one_expert),
         "gradient": Contender("gradient", "", _wrong_gradient),
         "raises": Contender("raises", "", _raises),
-        "absent": Contender("absent", "", _raises, module="no_such_module"),
+        "absent": Contender("absent", "", _raises, partial(missing_module, "no_such_module")),
     }
     monkeypatch.setattr(runner, "CONTENDERS", contenders)
     settings = Settings(
@@ -136,8 +141,8 @@ def test_wrong_and_failing_contenders_are_reported_and_not_timed(
 
 def test_who_would_move_too_much_sits_out(problem: Problem) -> None:
     eager, batched = CONTENDERS["hf_eager"], CONTENDERS["hf_batched_mm"]
-    if eager.unavailable():
-        pytest.skip(str(eager.unavailable()))
+    if eager.missing():
+        pytest.skip(str(eager.missing()))
     itemsize = problem.x.element_size()
     copied = TINY.num_rows * TINY.expert_numel * itemsize
     assert exclusion(batched, problem, "fwd", copied) is None
@@ -146,6 +151,39 @@ def test_who_would_move_too_much_sits_out(problem: Problem) -> None:
     assert exclusion(eager, problem, "fwd", 0) is None
     assert exclusion(eager, problem, "fwdbwd", zero_filled) is None
     assert "zero-filled" in str(exclusion(eager, problem, "fwdbwd", zero_filled - 1))
+
+
+def test_who_cannot_compute_a_cell_says_so(problem: Problem) -> None:
+    def needs(**conditions: Any) -> str | None:
+        return exclusion(Contender("other", "", _raises, **conditions), problem, "fwdbwd", 0, "avx512")
+
+    assert needs() is None
+    assert needs(isa="avx2") is None
+    assert needs(isa="amx") == "needs amx, this run is pinned to avx512"
+    assert needs(forward_only=True) == "inference only"
+    assert needs(dtype=problem.dtype) is None
+    assert needs(dtype=torch.float16) == "float16 only"
+    assert needs(refuses=lambda problem: "too odd") == "too odd"
+
+
+@pytest.mark.parametrize("name", [contender.name for contender in SERVING])
+def test_serving_kernels_are_right(problem: Problem, name: str) -> None:
+    contender = CONTENDERS[name]
+    even = make_problem(Shape("even", 48, 128, 64, 8, 2), problem.dtype)
+    reason = exclusion(contender, even, "fwd", 0)
+    if reason:
+        pytest.skip(reason)
+    errors = evaluate(contender.build(even), even, solve(even, with_grads=False))
+    assert faults(errors, contender.bounds or BOUNDS[even.dtype]) == []
+
+
+def test_a_wheel_is_found_without_running_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "explodes"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise RuntimeError('was run')")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert serving._folder("explodes") == package
+    assert serving._folder("no_such_package") is None
 
 
 def test_saved_bytes_counts_storages_once_and_leaves_inputs_out(problem: Problem) -> None:
@@ -157,6 +195,35 @@ def test_saved_bytes_counts_storages_once_and_leaves_inputs_out(problem: Problem
         return act * act[:, :]  # saves it twice again, once as a view
 
     assert saved_bytes(layer, problem) == TINY.num_tokens * TINY.num_experts * itemsize
+
+
+def test_peak_bytes_counts_results_scratch_and_what_is_kept() -> None:
+    kept: list[Tensor] = []
+
+    def step(scratch: int, result: int, keep: int = 0) -> object:
+        if not kept and keep:
+            kept.append(torch.ones(keep << 18))
+        temporary = torch.ones(scratch << 18)  # MiB of float32
+        temporary.add_(1)
+        return torch.ones(result << 18)
+
+    if peak_bytes(lambda: None) is None:
+        pytest.skip("this system does not tell how large the process was at its largest")
+    mebibyte = 1 << 20
+    assert peak_bytes(lambda: step(64, 0)) == pytest.approx(64 * mebibyte, abs=6 * mebibyte)
+    assert peak_bytes(lambda: step(32, 64)) == pytest.approx(96 * mebibyte, abs=6 * mebibyte)
+    assert peak_bytes(lambda: step(16, 0, keep=32)) == pytest.approx(48 * mebibyte, abs=6 * mebibyte)
+
+
+def test_bytes_kept_by_packing_are_those_of_the_copy(problem: Problem) -> None:
+    def build() -> Layer:
+        packed = torch.ones(40 << 18)
+        return lambda x: x * packed[0]
+
+    _, kept = bytes_kept_by(build)
+    if kept is None:
+        pytest.skip("this system does not tell how large the process is")
+    assert kept == pytest.approx(40 << 20, abs=6 << 20)
 
 
 def test_rounds_are_paired_and_every_step_runs_once_in_each() -> None:
@@ -171,22 +238,48 @@ def test_rounds_are_paired_and_every_step_runs_once_in_each() -> None:
     assert len(set(per_round)) > 1
 
 
-def _outcome(name: str, seconds: list[float], ours: bool = False) -> Outcome:
-    return Outcome(name, ours, "ok", seconds=seconds)
+def _outcome(name: str, seconds: list[float], ours: bool = False, weights: str = "plain") -> Outcome:
+    return Outcome(name, ours, "ok", weights=weights, seconds=seconds)
 
 
 def test_ratio_is_of_times_of_the_same_round() -> None:
-    cell = Cell({"name": "x"}, "fp32", "fwd", 1, 1, 1, 1, {}, 1.0)
+    cell = Cell({"name": "x"}, "fp32", "fwd", 1, {}, 1, 1, {}, {})
     cell.outcomes = [
         _outcome("moe_ext", [1.0, 10.0, 2.0], ours=True),
         _outcome("moe_ext_recompute", [0.1, 0.1, 0.1], ours=True),
         _outcome("slow", [9.0, 90.0, 18.0]),
         _outcome("best", [3.0, 30.0, 2.0]),
     ]
-    assert cell.best_other is cell.outcomes[3]
-    ratio = cell.ratio
-    assert ratio is not None
-    assert (ratio.median, ratio.minimum) == (3.0, 1.0)
+    compared = cell.compared()
+    assert compared.best_other is cell.outcomes[3]
+    assert compared.ratio is not None
+    assert (compared.ratio.median, compared.ratio.minimum) == (3.0, 1.0)
+
+
+def test_contenders_are_compared_on_weights_of_the_same_kind() -> None:
+    cell = Cell({"name": "x"}, "bf16", "fwd", 1, {}, 1, 1, {}, {})
+    cell.outcomes = [
+        _outcome("moe_ext", [4.0, 4.0], ours=True),
+        _outcome("moe_ext_packed", [2.0, 2.0], ours=True, weights="packed"),
+        _outcome("plain", [8.0, 8.0]),
+        _outcome("packed", [3.0, 3.0], weights="packed"),
+        _outcome("rounded", [1.0, 1.0], weights="int8"),
+    ]
+    found = {
+        c.weights: (c.best_other.contender if c.best_other else None, c.ratio.median if c.ratio else None)
+        for c in cell.comparisons
+    }
+    assert found == {"plain": ("plain", 2.0), "packed": ("packed", 1.5), "int8": ("rounded", None)}
+
+
+def test_summaries_are_geometric_means_of_the_lowest_ratios() -> None:
+    def cell(name: str, other: float) -> Cell:
+        made = Cell({"name": name}, "bf16", "fwd", 1, {}, 1, 1, {}, {})
+        made.outcomes = [_outcome("moe_ext", [1.0], ours=True), _outcome("slow", [other])]
+        return made
+
+    (line,) = summaries([[cell("a", 2.0), cell("a", 3.0)], [cell("b", 9.0), cell("b", 8.0)]])
+    assert "slow 4.00× (least 2.00×, a)" in line
 
 
 def test_unknown_shape_names_the_known_ones() -> None:
