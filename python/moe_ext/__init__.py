@@ -22,14 +22,17 @@ _versions.check_after_loading(_C.build_info())
 
 # Before anything else of the package: an op that is traced without its derivative keeps lacking it.
 from .ops import (  # noqa: E402
+    Int8Experts,
     Permutation,
     Routing,
     RoutingWithStatistics,
     combine,
     fused_experts,
+    fused_experts_int8,
     gather_rows,
     grouped_gemm,
     permute,
+    quantize_experts,
     route,
     route_with_statistics,
 )
@@ -51,15 +54,18 @@ def __getattr__(name: str) -> _ModuleType:
 
 
 __all__ = [
+    "Int8Experts",
     "Permutation",
     "Routing",
     "RoutingWithStatistics",
     "__version__",
     "combine",
     "fused_experts",
+    "fused_experts_int8",
     "gather_rows",
     "grouped_gemm",
     "permute",
+    "quantize_experts",
     "route",
     "route_with_statistics",
 ]

@@ -1,4 +1,5 @@
-"""One function per op, in the order of the data: route, permute, gather_rows, grouped_gemm, combine; fused_experts.
+"""One function per op, in the order of the data: route, permute, gather_rows, grouped_gemm, combine; fused_experts, also with
+int8 weights.
 
 Importing this package registers the fake kernels, derivatives and autocast rules of ``torch.ops.moe_ext.*``. It is
 imported by ``moe_ext`` itself, before anything can trace an op.
@@ -6,6 +7,7 @@ imported by ``moe_ext`` itself, before anything can trace an op.
 
 from .combine import combine
 from .fused_experts import fused_experts
+from .fused_experts_int8 import Int8Experts, fused_experts_int8, quantize_experts
 from .gather_rows import gather_rows
 from .grouped_gemm import grouped_gemm
 from .permute import permute
@@ -13,14 +15,17 @@ from .route import route, route_with_statistics
 from .types import Permutation, Routing, RoutingWithStatistics
 
 __all__ = [
+    "Int8Experts",
     "Permutation",
     "Routing",
     "RoutingWithStatistics",
     "combine",
     "fused_experts",
+    "fused_experts_int8",
     "gather_rows",
     "grouped_gemm",
     "permute",
+    "quantize_experts",
     "route",
     "route_with_statistics",
 ]
