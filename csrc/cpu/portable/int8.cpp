@@ -9,22 +9,24 @@ namespace portable_int8 {
 
 struct PortableInt8Engine {
   using Packed = int16_t;
-  static constexpr int64_t kScratchBytes = 0;
 
+  static int64_t groups_at_once(int64_t) { return 1; }
+  static int64_t scratch_bytes(int64_t, int64_t) { return 0; }
   static void begin() {}
   static void end() {}
   static int64_t packed_bytes(int64_t rows, int64_t padded_k) {
     return rows * padded_k * static_cast<int64_t>(sizeof(Packed));
   }
 
-  static void pack(const int8_t* const* rows, int64_t first, int64_t count, int64_t padded_k, Packed* packed) {
+  static void pack(const int8_t* const* rows, int64_t first, int64_t count, int64_t, int64_t padded_k, Packed* packed) {
     for (int64_t r = 0; r < count; ++r) {
       for (int64_t i = 0; i < padded_k; ++i) packed[(first + r) * padded_k + i] = rows[r][i];
     }
   }
 
-  static void multiply(const Packed* packed, int64_t rows, const Int8Panels& panels, int64_t k, int32_t* sums,
+  static void multiply(const Packed* packed, int64_t rows, const Int8Panels* group, int64_t, int64_t k, int32_t* sums,
                        int64_t ld, void*) {
+    const Int8Panels& panels = *group;
     const int64_t padded_k = int8_round_up(k, kInt8RowMultiple);
     for (int half = 0; half < 2; ++half) {
       for (int64_t c = 0; c < panels.channels[half]; ++c) {

@@ -15,18 +15,19 @@ namespace moe::cpu::MOE_ISA {
 template <class Vector>
 struct Int8DotEngine {
   using Packed = typename Vector::Value;
-  static constexpr int64_t kScratchBytes = 0;
   static constexpr int64_t kHeader = 64 / static_cast<int64_t>(sizeof(Packed));
   static constexpr int kRows = 4;
   static constexpr int kChannels = 4;
 
+  static int64_t groups_at_once(int64_t) { return 1; }
+  static int64_t scratch_bytes(int64_t, int64_t) { return 0; }
   static void begin() {}
   static void end() {}
   static int64_t packed_bytes(int64_t rows, int64_t padded_k) {
     return rows * (kHeader + padded_k) * static_cast<int64_t>(sizeof(Packed));
   }
 
-  static void pack(const int8_t* const* rows, int64_t first, int64_t count, int64_t padded_k, Packed* packed) {
+  static void pack(const int8_t* const* rows, int64_t first, int64_t count, int64_t, int64_t padded_k, Packed* packed) {
     for (int64_t r = 0; r < count; ++r) {
       Packed* target = packed + (first + r) * (kHeader + padded_k);
       const int8_t* __restrict source = rows[r];
@@ -39,8 +40,9 @@ struct Int8DotEngine {
     }
   }
 
-  static void multiply(const Packed* packed, int64_t rows, const Int8Panels& panels, int64_t k, int32_t* sums,
+  static void multiply(const Packed* packed, int64_t rows, const Int8Panels* group, int64_t, int64_t k, int32_t* sums,
                        int64_t ld, void*) {
+    const Int8Panels& panels = *group;
     const int64_t ldx = kHeader + int8_round_up(k, kInt8RowMultiple);
     for (int half = 0; half < 2; ++half) {
       // What comes sixteen channels later is fetched meanwhile.

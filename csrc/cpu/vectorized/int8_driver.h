@@ -14,6 +14,9 @@ static constexpr int64_t int8_round_up(int64_t value, int64_t multiple) {
   return (value + multiple - 1) / multiple * multiple;
 }
 
+// Groups that an engine is given at once, at most.
+static constexpr int64_t kInt8MostGroups = 4;
+
 // A group of weight channels. Where the next group lies is only a hint.
 struct Int8Panels {
   const int8_t* panel[2];  // first channel of each
@@ -29,12 +32,13 @@ struct Int8Scratch {
   static Int8Scratch of(int64_t rows, int64_t k) {
     Int8Scratch s;
     const int64_t padded_rows = int8_round_up(rows, kInt8Panel);
-    s.packed_bytes = int8_round_up(Engine::packed_bytes(padded_rows, int8_round_up(k, kInt8RowMultiple)), 64);
+    const int64_t padded_k = int8_round_up(k, kInt8RowMultiple);
+    s.packed_bytes = int8_round_up(Engine::packed_bytes(padded_rows, padded_k), 64);
     // Never a power of two: the rows of a tile would share few sets of the L1 cache.
     s.sums_ld = padded_rows + kInt8Panel;
-    s.sums_bytes = kInt8Group * s.sums_ld * static_cast<int64_t>(sizeof(int32_t));
+    s.sums_bytes = Engine::groups_at_once(rows) * kInt8Group * s.sums_ld * static_cast<int64_t>(sizeof(int32_t));
     s.scales_bytes = padded_rows * static_cast<int64_t>(sizeof(float));
-    s.engine_bytes = Engine::kScratchBytes;
+    s.engine_bytes = Engine::scratch_bytes(rows, padded_k);
     return s;
   }
   int64_t total() const { return packed_bytes + sums_bytes + int8_round_up(scales_bytes, 64) + engine_bytes; }
@@ -83,23 +87,33 @@ static void run_int8(const Int8Product& p, const Int8Job& job, const Int8Job* ne
       rows[r] = p.rows + row * p.row_stride;
       scales[i + r] = p.row_scales[row] * weight;
     }
-    Engine::pack(rows, i, count, p.row_stride, packed);
+    Engine::pack(rows, i, count, job.rows, p.row_stride, packed);
   }
 
   const int64_t halves = p.activates && is_gated(p.activation.kind) ? 2 : 1;
-  const int64_t step = kInt8Group / halves, end = job.col0 + job.columns;
-  for (int64_t column = job.col0; column < end; column += step) {
-    Int8Panels panels = int8_panels(p, job, column, halves);
-    Int8Panels after = panels;
-    if (column + step < end) {
-      after = int8_panels(p, job, column + step, halves);
-    } else if (next) {
-      after = int8_panels(p, *next, next->col0, halves);
+  const int64_t step = kInt8Group / halves, end = job.col0 + job.columns, most = Engine::groups_at_once(job.rows);
+  for (int64_t column = job.col0; column < end; column += most * step) {
+    Int8Panels groups[kInt8MostGroups];
+    int64_t count = 0;
+    for (int64_t at = column; at < end && count < most; at += step, ++count) {
+      groups[count] = int8_panels(p, job, at, halves);
+      // Fetched meanwhile: the groups that follow here, or in the next job.
+      const int64_t later = at + most * step, first = next ? next->col0 + count * step : end;
+      Int8Panels after = groups[count];
+      if (later < end) {
+        after = int8_panels(p, job, later, halves);
+      } else if (next && first < next->col0 + next->columns) {
+        after = int8_panels(p, *next, first, halves);
+      }
+      groups[count].next[0] = after.panel[0];
+      groups[count].next[1] = after.panel[1];
     }
-    for (int i = 0; i < 2; ++i) panels.next[i] = after.panel[i];
-    Engine::multiply(packed, job.rows, panels, p.k, sums, layout.sums_ld, own);
-    const int64_t columns = end - column < step ? end - column : step;
-    finish_int8_group(p, job, column, {sums, layout.sums_ld, scales, job.rows, columns});
+    Engine::multiply(packed, job.rows, groups, count, p.k, sums, layout.sums_ld, own);
+    for (int64_t g = 0; g < count; ++g) {
+      const int64_t at = column + g * step, columns = end - at < step ? end - at : step;
+      finish_int8_group(p, job, at,
+                        {sums + g * kInt8Group * layout.sums_ld, layout.sums_ld, scales, job.rows, columns});
+    }
   }
   Engine::end();
 }

@@ -47,65 +47,84 @@ static void load_channels(const Int8Product& p, int64_t expert, int64_t col0, in
   }
 }
 
-// z = (float(sum) * row scale) * channel scale + bias, for a whole group whatever is used of it.
-static inline void int8_dequantize(const int32_t* __restrict sums, float row_scale, const Int8Channels& channels,
-                                   float* __restrict z) {
-  for (int64_t j = 0; j < kInt8Group; ++j) z[j] = static_cast<float>(sums[j]) * row_scale * channels.scale[j];
-  if (channels.has_bias) {
-    for (int64_t j = 0; j < kInt8Group; ++j) z[j] += channels.bias[j];
+// Sixteen rows of a block, without scale and bias: [row][channel].
+struct Int8Rows {
+  alignas(64) int32_t sums[kInt8Panel * kInt8Group];
+
+  void take(const Int8Block& block, int64_t row) {
+    for (int64_t panel = 0; panel < 2; ++panel) {
+      transpose16(reinterpret_cast<const float*>(block.sums + panel * kInt8Panel * block.ld + row), block.ld,
+                  reinterpret_cast<float*>(sums + panel * kInt8Panel), kInt8Group);
+    }
+  }
+
+  // z = (float(sum) * row scale) * channel scale + bias of one row, in runs of kInt8Panel channels.
+  void dequantize(int64_t row, float row_scale, const Int8Channels& channels, int64_t panel,
+                  float* __restrict z) const {
+    const int32_t* __restrict from = sums + row * kInt8Group + panel * kInt8Panel;
+    const float* __restrict scale = channels.scale + panel * kInt8Panel, * __restrict bias =
+                                                                             channels.bias + panel * kInt8Panel;
+    if (channels.has_bias) {
+      for (int64_t j = 0; j < kInt8Panel; ++j) z[j] = static_cast<float>(from[j]) * row_scale * scale[j] + bias[j];
+    } else {
+      for (int64_t j = 0; j < kInt8Panel; ++j) z[j] = static_cast<float>(from[j]) * row_scale * scale[j];
+    }
+  }
+};
+
+template <class T>
+static inline void store_int8_row(const float* __restrict z, int64_t columns, T* __restrict target) {
+  if (columns == kInt8Panel) {
+    for (int64_t j = 0; j < kInt8Panel; ++j) target[j] = from_acc<T>(z[j]);
+  } else {
+    for (int64_t j = 0; j < columns; ++j) target[j] = from_acc<T>(z[j]);
   }
 }
 
-// store(row, z) for every row of the block.
-template <class Store>
-static inline void for_each_int8_row(const Int8Block& block, const Int8Channels& channels, const Store& store) {
-  alignas(64) int32_t turned[kInt8Panel * kInt8Group];
-  alignas(64) float z[kInt8Group];
-  for (int64_t i = 0; i < block.rows; i += kInt8Panel) {
-    for (int64_t panel = 0; panel < 2; ++panel) {
-      transpose16(reinterpret_cast<const float*>(block.sums + panel * kInt8Panel * block.ld + i), block.ld,
-                  reinterpret_cast<float*>(turned + panel * kInt8Panel), kInt8Group);
-    }
-    const int64_t rows = block.rows - i < kInt8Panel ? block.rows - i : kInt8Panel;
-    for (int64_t r = 0; r < rows; ++r) {
-      int8_dequantize(turned + r * kInt8Group, block.row_scales[i + r], channels, z);
-      store(i + r, z);
-    }
-  }
+// Rows that have their scales and bias, to memory: those of one panel.
+template <class T>
+static inline void store_int8_panel(const float* z, int64_t rows, int64_t columns, T* target, int64_t stride) {
+  for (int64_t r = 0; r < rows; ++r) store_int8_row<T>(z + r * kInt8Panel, columns, target + r * stride);
+}
+
+// Columns of a panel that exist.
+static inline int64_t int8_panel_columns(const Int8Block& block, int64_t panel) {
+  const int64_t left = block.columns - panel * kInt8Panel;
+  return left < 0 ? 0 : left < kInt8Panel ? left : kInt8Panel;
 }
 
 template <class T>
 static void finish_int8_group(const Int8Product& p, const Int8Job& job, int64_t col0, const Int8Block& block) {
-  const int64_t halves = p.activates && is_gated(p.activation.kind) ? 2 : 1;
+  const bool gated = p.activates && is_gated(p.activation.kind);
   Int8Channels channels;
-  load_channels<T>(p, job.expert, col0, block.columns, halves, channels);
-  if (!p.activates) {
-    T* out = static_cast<T*>(p.out) + job.row0 * p.out_stride + col0;
-    for_each_int8_row(block, channels, [&](int64_t row, const float* __restrict z) {
-      T* __restrict target = out + row * p.out_stride;
-      if (block.columns == kInt8Group) {
-        for (int64_t j = 0; j < kInt8Group; ++j) target[j] = from_acc<T>(z[j]);
-      } else {
-        for (int64_t j = 0; j < block.columns; ++j) target[j] = from_acc<T>(z[j]);
-      }
-    });
-    return;
-  }
-  float* out = static_cast<float*>(p.out) + job.row0 * p.out_stride + col0;
+  load_channels<T>(p, job.expert, col0, block.columns, gated ? 2 : 1, channels);
   const float alpha = static_cast<float>(p.activation.alpha), limit = static_cast<float>(p.activation.limit);
-  with_activation(p.activation.kind, [&]<Activation kKind>() {
-    for_each_int8_row(block, channels, [&](int64_t row, const float* z) {
-      alignas(64) float act[kInt8Group];
-      constexpr int64_t kColumns = is_gated(kKind) ? kInt8Panel : kInt8Group;
-      activate_as<kKind>(z, z + kInt8Panel, kColumns, alpha, limit, act);
-      float* __restrict target = out + row * p.out_stride;
-      if (block.columns == kColumns) {
-        for (int64_t j = 0; j < kColumns; ++j) target[j] = act[j];
-      } else {
-        for (int64_t j = 0; j < block.columns; ++j) target[j] = act[j];
+  Int8Rows turned;
+  alignas(64) float z[2][kInt8Panel * kInt8Panel], act[kInt8Panel * kInt8Panel];
+  for (int64_t i = 0; i < block.rows; i += kInt8Panel) {
+    const int64_t rows = block.rows - i < kInt8Panel ? block.rows - i : kInt8Panel;
+    turned.take(block, i);
+    for (int64_t panel = 0; panel < 2; ++panel) {
+      for (int64_t r = 0; r < rows; ++r) {
+        turned.dequantize(r, block.row_scales[i + r], channels, panel, z[panel] + r * kInt8Panel);
       }
-    });
-  });
+    }
+    const int64_t at = (job.row0 + i) * p.out_stride + col0;
+    if (!p.activates) {
+      for (int64_t panel = 0; panel < 2; ++panel) {
+        store_int8_panel(z[panel], rows, int8_panel_columns(block, panel),
+                         static_cast<T*>(p.out) + at + panel * kInt8Panel, p.out_stride);
+      }
+      continue;
+    }
+    for (int64_t panel = 0; panel < (gated ? 1 : 2); ++panel) {
+      with_activation(p.activation.kind, [&]<Activation kKind>() {
+        activate_as<kKind>(z[panel], z[1], rows * kInt8Panel, alpha, limit, act);
+      });
+      store_int8_panel(act, rows, int8_panel_columns(block, panel),
+                       static_cast<float*>(p.out) + at + panel * kInt8Panel, p.out_stride);
+    }
+  }
 }
 
 static void finish_int8_group(const Int8Product& p, const Int8Job& job, int64_t col0, const Int8Block& block) {

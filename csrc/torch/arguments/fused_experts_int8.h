@@ -11,7 +11,8 @@
 
 namespace moe::torch_ops {
 
-// Holds every tensor that params points into. row_to_slot, slot_to_row and expert_offsets are filled by the permutation.
+// Holds every tensor that params points into. row_to_slot, slot_to_row and expert_offsets are filled by the
+// permutation.
 struct FusedExpertsInt8Arguments {
   Checks checks{"fused_experts_int8"};
   FusedExpertsInt8Params params = {};

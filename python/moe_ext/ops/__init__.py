@@ -1,5 +1,6 @@
-"""One function per op, in the order of the data: route, permute, gather_rows, grouped_gemm, combine; fused_experts, also with
-int8 weights.
+"""One function per op, in the order of the data: route, permute, gather_rows, grouped_gemm, combine; fused_experts.
+
+fused_experts_int8 is fused_experts with weights in int8.
 
 Importing this package registers the fake kernels, derivatives and autocast rules of ``torch.ops.moe_ext.*``. It is
 imported by ``moe_ext`` itself, before anything can trace an op.

@@ -130,8 +130,9 @@ def fused_experts_int8(
     float32. Every CPU instruction set gives the same bits, for any number of threads, and what belongs to a token does
     not depend on the other tokens. A token whose ``x`` holds a NaN or an infinity becomes NaN.
 
-    With random weights and inputs the output is about 1.1 % off that of the unquantised weights (the norm of the
-    difference over the norm, float64); that grows with outliers among the values of a token or of an output channel.
+    How exact: with normally distributed inputs and weights the norm of the error over that of the output is 0.023
+    (hidden_size 512, intermediate_size 256) to 0.028 (4096, 1408) for "swiglu", 0.018 to 0.022 for "relu2"; rounding
+    the weights alone accounts for 0.013 to 0.015. Outliers among the values of a row or of a channel add to it.
 
     Args:
         x: ``[num_tokens, hidden_size]``, float32, bfloat16 or float16, on the CPU.
