@@ -268,8 +268,8 @@ def test_zero_and_tiny_rows(kernels: str) -> None:
 # quantize_experts
 
 
-@pytest.mark.parametrize("dtype", [*DTYPES, torch.float64], ids=str)
-def test_quantised_values(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_quantised_values(kernels: str, dtype: torch.dtype) -> None:
     weight = make_inputs(Case("weights", Shape(1, 50, 30, 3, 1), balanced), dtype).w_gate_up
     down = torch.randn(3, 50, 30).to(dtype)
     experts = moe_ext.quantize_experts(weight, down)
@@ -320,6 +320,7 @@ def with_value(weight: Tensor, expert: int, value: float) -> Tensor:
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
+        ({"w_down": W_DOWN.double()}, TypeError, r"w_down must be float32 or bfloat16 or float16, got torch.float64"),
         ({"w_down": None}, TypeError, r"w_down must be a torch.Tensor, got NoneType"),
         ({"w_gate_up": W_GATE_UP.int()}, TypeError, r"w_gate_up must be float32 or .*, got torch.int32"),
         ({"w_gate_up": W_GATE_UP[0]}, ValueError, r"w_gate_up must be \[num_experts, out_features, in_features\]"),
@@ -420,6 +421,7 @@ def raw_arguments(
 @pytest.mark.parametrize("activation", ["swiglu", "relu2"])
 def test_opcheck(activation: str, bias: bool, dtype: torch.dtype) -> None:
     opcheck(torch.ops.moe_ext.fused_experts_int8.default, raw_arguments(activation, bias, dtype))
+    opcheck(torch.ops.moe_ext.quantize_int8.default, (W_GATE_UP.to(dtype),))
 
 
 @pytest.mark.parametrize(
@@ -468,6 +470,9 @@ def test_only_the_cpu() -> None:
     x = torch.randn(5, 6).as_subclass(Elsewhere)
     with pytest.raises(NotImplementedError, match="only tensors on the CPU are supported, got x on cuda:0"):
         moe_ext.fused_experts_int8(**valid() | {"x": x})
+    weights = W_GATE_UP.as_subclass(Elsewhere), W_DOWN.as_subclass(Elsewhere)
+    with pytest.raises(NotImplementedError, match="only tensors on the CPU are supported, got w_gate_up on cuda:0"):
+        moe_ext.quantize_experts(*weights)
 
 
 def test_autocast_lowers_the_data_alone() -> None:

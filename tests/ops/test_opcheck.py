@@ -13,7 +13,7 @@ ALL_OPS = {
     "combine_backward", "fused_experts", "fused_experts_backward",
 }  # fmt: skip
 # Not on every backend, so their samples are in files of their own.
-ON_CPUS_ALONE = {"fused_experts_int8"}  # test_int8.py
+ON_CPUS_ALONE = {"fused_experts_int8", "quantize_int8"}  # test_int8.py
 
 
 def test_every_registered_op_is_sampled() -> None:

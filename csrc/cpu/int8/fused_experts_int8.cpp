@@ -84,12 +84,6 @@ Status run(const Int8Product& product, const std::vector<Int8Job>& jobs, const P
   return out_of_memory ? Status::kOutOfMemory : Status::kOk;
 }
 
-void quantize(const Int8QuantizeParams& params, int64_t rows, const Parallel& parallel) {
-  const Int8Kernels& kernels = int8_kernels();
-  parallel.for_ranges(rows, grain(params.columns),
-                      [&](int64_t begin, int64_t end) { kernels.quantize(params, begin, end); });
-}
-
 // Buffers one after the other in one block, each 64-byte aligned.
 class Buffers {
  public:
@@ -105,6 +99,12 @@ class Buffers {
 };
 
 }  // namespace
+
+void quantize_int8(const Int8QuantizeParams& params, int64_t rows, const Parallel& parallel) {
+  const Int8Kernels& kernels = int8_kernels();
+  parallel.for_ranges(rows, grain(params.columns),
+                      [&](int64_t begin, int64_t end) { kernels.quantize(params, begin, end); });
+}
 
 Status fused_experts_int8(const FusedExpertsInt8Params& p, const Parallel& parallel) {
   const int64_t rows = p.expert_offsets[p.num_experts];
@@ -127,8 +127,8 @@ Status fused_experts_int8(const FusedExpertsInt8Params& p, const Parallel& paral
 
   const RowsOfExperts experts = {p.num_experts, p.expert_offsets};
   if (rows > 0) {
-    quantize({p.dtype, p.x, p.x_stride, p.hidden_size, int8_at(x_at), x_stride, float_at(x_scales_at)}, p.num_tokens,
-             parallel);
+    quantize_int8({p.dtype, p.x, p.x_stride, p.hidden_size, int8_at(x_at), x_stride, float_at(x_scales_at)},
+                  p.num_tokens, parallel);
     Int8Product up = {.k = p.hidden_size,
                       .rows = int8_at(x_at),
                       .row_stride = x_stride,
@@ -143,15 +143,17 @@ Status fused_experts_int8(const FusedExpertsInt8Params& p, const Parallel& paral
                       .activates = true,
                       .activation = p.activation,
                       .gate_step = gated && p.interleaved ? 2 : 1,
-                      .up_offset = !gated ? 0 : p.interleaved ? 1 : p.intermediate_size,
+                      .up_offset = !gated          ? 0
+                                   : p.interleaved ? 1
+                                                   : p.intermediate_size,
                       .out = float_at(rows_at),
                       .out_stride = p.intermediate_size};
     Status status = run(up, cut(experts, p.intermediate_size, up.k, parallel.num_threads), parallel);
     if (status != Status::kOk) return status;
 
-    quantize({DType::kFloat32, float_at(rows_at), p.intermediate_size, p.intermediate_size, int8_at(act_at), act_stride,
-              float_at(act_scales_at)},
-             rows, parallel);
+    quantize_int8({DType::kFloat32, float_at(rows_at), p.intermediate_size, p.intermediate_size, int8_at(act_at),
+                   act_stride, float_at(act_scales_at)},
+                  rows, parallel);
     Int8Product down = {.k = p.intermediate_size,
                         .rows = int8_at(act_at),
                         .row_stride = act_stride,

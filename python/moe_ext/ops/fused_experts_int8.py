@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, NoReturn
 
 import torch
@@ -12,7 +13,6 @@ from ._autograd import differentiable
 from ._library import NAMESPACE, fake
 from .fused_experts import APPLY_WEIGHTS, GATED_ACTIVATIONS, UNGATED_ACTIVATIONS
 
-_LARGEST = 127.0
 INT8_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -44,7 +44,6 @@ class Int8Experts(NamedTuple):
         return Int8Experts(*(tensor.to(device) for tensor in self))
 
 
-@torch.no_grad()
 def quantize_experts(w_gate_up: Tensor, w_down: Tensor, *, transposed: bool = False) -> Int8Experts:
     """Rounds the weights of all experts to int8, for :func:`fused_experts_int8`.
 
@@ -54,24 +53,27 @@ def quantize_experts(w_gate_up: Tensor, w_down: Tensor, *, transposed: bool = Fa
 
     Args:
         w_gate_up: ``[num_experts, 2 * intermediate_size, hidden_size]`` as for :func:`fused_experts`, gate first or
-            interleaved; without a gate ``[num_experts, intermediate_size, hidden_size]``. float32, bfloat16, float16
-            or float64 (rounded to float32 first), any strides.
+            interleaved; without a gate ``[num_experts, intermediate_size, hidden_size]``. float32, bfloat16 or float16
+            on the CPU, any strides.
         w_down: ``[num_experts, hidden_size, intermediate_size]``.
         transposed: the weights are ``[num_experts, hidden_size, 2 * intermediate_size]`` and
             ``[num_experts, intermediate_size, hidden_size]``. The result is not.
 
     Returns:
-        :class:`Int8Experts`: contiguous tensors on the device of the weights, one byte for each weight.
+        :class:`Int8Experts`: contiguous tensors, one byte for each weight.
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
         ValueError: a wrong shape or device, or a weight that is not finite.
+        NotImplementedError: weights that are not on the CPU.
     """
     name = "quantize_experts"
     _checks.is_bool(name, "transposed", transposed)
     for label, weight in (("w_gate_up", w_gate_up), ("w_down", w_down)):
-        _checks.is_tensor(name, label, weight, _checks.DATA_DTYPES)
+        _checks.is_tensor(name, label, weight, INT8_DTYPES)
         _checks.has_rank(name, label, weight, "num_experts, out_features, in_features")
+    _checks.same_device(name, "w_down", w_down, "w_gate_up", w_gate_up)
+    _is_on_cpu(name, "w_gate_up", w_gate_up)
     if transposed:
         w_gate_up, w_down = w_gate_up.mT, w_down.mT
     num_experts, hidden_size, intermediate_size = w_down.shape
@@ -86,27 +88,21 @@ def quantize_experts(w_gate_up: Tensor, w_down: Tensor, *, transposed: bool = Fa
     _checks.has_shape(
         name, "w_gate_up", w_gate_up, "num_experts, width, hidden_size", (num_experts, width, hidden_size)
     )
-    _checks.same_device(name, "w_down", w_down, "w_gate_up", w_gate_up)
-    return Int8Experts(*_quantize(name, "w_gate_up", w_gate_up), *_quantize(name, "w_down", w_down))
+    tensors: list[Tensor] = []
+    for label, weight in (("w_gate_up", w_gate_up), ("w_down", w_down)):
+        values, scales = torch.ops.moe_ext.quantize_int8(weight.detach())
+        bad = scales.isnan().any(dim=1).nonzero()
+        if bad.numel():
+            raise ValueError(f"moe_ext.{name}: {label} must be finite, but that of expert {int(bad[0])} is not")
+        tensors += (values, scales)
+    return Int8Experts(*tensors)
 
 
-def _quantize(function: str, name: str, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """int8 values and float32 scales; one expert at a time, so that little is held in float32."""
-    values = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
-    scales = torch.zeros(weight.shape[:2], dtype=torch.float32, device=weight.device)
-    if weight.numel() == 0:
-        return values, scales
-    for expert in range(weight.shape[0]):
-        wide = weight[expert].float()
-        largest = wide.abs().amax(dim=1)
-        if not largest.isfinite().all():
-            raise ValueError(f"moe_ext.{function}: {name} must be finite, but that of expert {expert} is not")
-        scale = largest / _LARGEST
-        scale = torch.where(scale < torch.finfo(torch.float32).smallest_normal, 0.0, scale)
-        inverse = torch.where(scale > 0, 1 / scale, 0.0)
-        values[expert] = (wide * inverse[:, None]).round().to(torch.int8)
-        scales[expert] = scale
-    return values, scales
+def _is_on_cpu(function: str, name: str, tensor: Tensor) -> None:
+    if tensor.device.type not in ("cpu", "meta"):
+        raise NotImplementedError(
+            f"moe_ext.{function}: only tensors on the CPU are supported, got {name} on {tensor.device}"
+        )
 
 
 def fused_experts_int8(
@@ -156,8 +152,7 @@ def fused_experts_int8(
     _checks.is_number(name, "limit", limit, above=0.0)
     _checks.is_tensor(name, "x", x, INT8_DTYPES)
     _checks.has_rank(name, "x", x, "num_tokens, hidden_size")
-    if x.device.type not in ("cpu", "meta"):
-        raise NotImplementedError(f"moe_ext.{name}: only tensors on the CPU are supported, got x on {x.device}")
+    _is_on_cpu(name, "x", x)
     _check_experts(x, experts, activation, b_gate_up, b_down)
     weights = _checks.routing_weights(name, topk_weights, x)
     _checks.is_tensor(name, "topk_ids", topk_ids, _checks.ID_DTYPES)
@@ -220,21 +215,36 @@ def _check_experts(
             _checks.same_device(name, label, bias, "x", x)
 
 
+@fake("quantize_int8")
+def _quantize_int8_fake(weight: Tensor) -> tuple[Tensor, Tensor]:
+    return (
+        weight.new_empty(weight.shape, dtype=torch.int8),
+        weight.new_empty(weight.shape[:2], dtype=torch.float32),
+    )
+
+
 @fake("fused_experts_int8")
 def _fused_experts_int8_fake(x: Tensor, *others: Any) -> Tensor:
     return x.new_empty(x.shape)
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     pass
 
 
-def _backward(ctx: Any, *grads: Tensor | None) -> NoReturn:
-    raise NotImplementedError(
-        f"{NAMESPACE}::fused_experts_int8 has no derivative: it is for inference. Train with fused_experts"
-    )
+def _no_derivative(name: str) -> Callable[..., NoReturn]:
+    def backward(ctx: Any, *grads: Tensor | None) -> NoReturn:
+        raise NotImplementedError(
+            f"{NAMESPACE}::{name} has no derivative: it is for inference. Train with fused_experts"
+        )
+
+    return backward
 
 
+differentiable("quantize_int8", setup_context=_setup_context, backward=_no_derivative("quantize_int8"))
 _fused_experts_int8 = differentiable(
-    "fused_experts_int8", setup_context=_setup_context, backward=_backward, autocast=(0, 7, 8)
+    "fused_experts_int8",
+    setup_context=_setup_context,
+    backward=_no_derivative("fused_experts_int8"),
+    autocast=(0, 7, 8),
 )
