@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "cpu/int8/choice.h"
 #include "cpu/isa.h"
 #include "cuda/policy/gemm_plan.h"
 
@@ -118,6 +119,11 @@ PYBIND11_MODULE(_C, m) {
       "Name of the instruction set in use.");
   m.def("set_cpu_isa", &set_cpu_isa, pybind11::arg("name"),
         "Uses another instruction set from now on, in all threads. Raises ValueError if it is not available.");
+  m.def(
+      "int8_kernels", [] { return std::string(moe::cpu::int8_kernels_name()); },
+      "Name of the kernels for int8 weights in use: an instruction set, or avx512vnni.");
+  m.def("allow_int8_instructions", &moe::cpu::allow_int8_instructions, pybind11::arg("allowed"),
+        "False: kernels for int8 weights do without VNNI and AMX-int8 from now on, as where the processor lacks them.");
   using pybind11::arg;
   m.def("gemm_plan", &gemm_plan, pybind11::kw_only(), arg("wgrad"), arg("capability"), arg("multiprocessors"),
         arg("shared_memory_per_block"), arg("dtype"), arg("allow_tf32"), arg("aligned"), arg("num_rows"),

@@ -80,4 +80,15 @@ MOE_EXT_LIBRARY(MOE_EXT_OPS, m) {
       "float alpha, float limit, bool interleaved, bool transposed, str apply_weights, int? workspace_limit, "
       "bool deterministic, bool x_grad, bool weight_grads, bool routing_grad) -> (Tensor, Tensor, Tensor, Tensor, "
       "Tensor, Tensor)");
+
+  // weight [E,N,K] -> int8 [E,N,K] and float32 scales [E,N], one for each output channel; NaN where a channel is not
+  // finite (moe/fused_experts_int8.h). CPU only, no derivative.
+  m.def("quantize_int8(Tensor weight) -> (Tensor, Tensor)");
+  // fused_experts with weights w_gate_up [E,G,H] and w_down [E,H,I] in int8, and float32 scales [E,G] and [E,H], one
+  // for each output channel. x is quantised by tokens, the activation by rows (moe/fused_experts_int8.h). CPU only, no
+  // derivative. -> y [T,H].
+  m.def(
+      "fused_experts_int8(Tensor x, Tensor w_gate_up, Tensor w_gate_up_scale, Tensor w_down, Tensor w_down_scale, "
+      "Tensor topk_weights, Tensor topk_ids, Tensor? b_gate_up, Tensor? b_down, str activation, float alpha, "
+      "float limit, bool interleaved, str apply_weights) -> Tensor");
 }

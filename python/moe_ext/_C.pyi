@@ -15,6 +15,12 @@ def cpu_isa() -> str:
 def set_cpu_isa(name: str) -> None:
     """Uses another one of :func:`cpu_isas_available` from now on, in all threads."""
 
+def int8_kernels() -> str:
+    """Name of the kernels for int8 weights in use: an instruction set, or "avx512vnni"."""
+
+def allow_int8_instructions(allowed: bool) -> None:
+    """False: kernels for int8 weights do without VNNI and AMX-int8 from now on, as where the processor lacks them."""
+
 def gemm_plan(
     *,
     wgrad: bool,

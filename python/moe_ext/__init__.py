@@ -22,15 +22,18 @@ _versions.check_after_loading(_C.build_info())
 
 # Before anything else of the package: an op that is traced without its derivative keeps lacking it.
 from .ops import (  # noqa: E402
+    Int8Experts,
     PackedExperts,
     Permutation,
     Routing,
     RoutingWithStatistics,
     combine,
     fused_experts,
+    fused_experts_int8,
     gather_rows,
     grouped_gemm,
     permute,
+    quantize_experts,
     route,
     route_with_statistics,
 )
@@ -52,6 +55,7 @@ def __getattr__(name: str) -> _ModuleType:
 
 
 __all__ = [
+    "Int8Experts",
     "PackedExperts",
     "Permutation",
     "Routing",
@@ -59,9 +63,11 @@ __all__ = [
     "__version__",
     "combine",
     "fused_experts",
+    "fused_experts_int8",
     "gather_rows",
     "grouped_gemm",
     "permute",
+    "quantize_experts",
     "route",
     "route_with_statistics",
 ]

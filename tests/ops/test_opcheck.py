@@ -12,13 +12,15 @@ ALL_OPS = {
     "gather_rows_backward", "grouped_gemm", "grouped_gemm_wgrad", "grouped_gemm_wgrad_", "segment_sum", "combine",
     "combine_backward", "fused_experts", "fused_experts_backward",
 }  # fmt: skip
+# Not on every backend, so their samples are in files of their own.
+ON_CPUS_ALONE = {"fused_experts_int8", "quantize_int8"}  # test_int8.py
 
 
 def test_every_registered_op_is_sampled() -> None:
     registered = {
         name.removeprefix("moe_ext::") for name in torch._C._dispatch_get_all_op_names() if name.startswith("moe_ext::")
     }
-    assert registered == ALL_OPS
+    assert registered == ALL_OPS | ON_CPUS_ALONE
     assert {sample.op for sample in samples()} == ALL_OPS
 
 

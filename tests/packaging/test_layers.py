@@ -104,7 +104,7 @@ def test_code_with_special_flags_includes_no_cpp_library() -> None:
     """
     harmless = {"cstddef", "cstdint", "cstring", "immintrin.h", "stddef.h", "stdint.h", "stdlib.h", "string.h"}
     folders = [CSRC / "cpu" / name for name in ("vectorized", *ISAS)] + [CSRC / "include" / "moe"]
-    folders += [CSRC / "cpu"]  # gemm.h, kernel_table.h
+    folders += [CSRC / "cpu"]  # gemm.h, kernel_table.h, int8_kernels.h
     for path in cpp_sources():
         if path.parent in folders and (path.suffix == ".h" or path.parent.name in ISAS) and path.name != "parallel.h":
             own = ("cpu/", "moe/")
@@ -114,13 +114,28 @@ def test_code_with_special_flags_includes_no_cpp_library() -> None:
 
 def test_code_with_special_flags_shares_no_symbol() -> None:
     """The same, asked of the objects: of a weak symbol the linker takes any file's copy, so each has to be in the
-    namespace of its own instruction set."""
-    objects = sorted(ROOT.glob("build/cmake-*/CMakeFiles/moe_cpu_isas.dir/csrc/cpu/*/kernels.cpp.o"))
+    namespace that its file alone defines."""
+    objects = sorted(ROOT.glob("build/cmake-*/CMakeFiles/moe_cpu_isas.dir/csrc/cpu/*/*.cpp.o"))
     if not objects or shutil.which("nm") is None:
         pytest.skip("needs the build tree that setup.py leaves in build/, and nm")
-    assert {path.parent.name for path in objects} <= set(ISAS)
     for path in objects:
         symbols = subprocess.run(["nm", "-C", "--defined-only", path], check=True, text=True, capture_output=True)
         weak = [line for line in symbols.stdout.splitlines() if re.match(r"[0-9a-f]* [WVuwv] ", line)]
-        shared = [line for line in weak if f"moe::cpu::{path.parent.name}::" not in line]
-        assert not shared, f"{path.parent.name}: {shared}"
+        namespace = isa_namespace(CSRC / "cpu" / path.parent.name / path.stem)
+        shared = [line for line in weak if f"moe::cpu::{namespace}::" not in line]
+        assert not shared, f"{path.parent.name}/{path.stem}: {shared}"
+
+
+def isa_namespace(path: Path) -> str:
+    """What a file of an instruction set calls its namespace."""
+    (name,) = re.findall(r"^#define MOE_ISA (\w+)$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return str(name)
+
+
+def test_no_two_files_with_special_flags_share_a_namespace() -> None:
+    paths = [path for isa in ISAS for path in (CSRC / "cpu" / isa).glob("*.cpp")]
+    names = [isa_namespace(path) for path in paths]
+    assert set(ISAS) <= set(names)
+    assert len(set(names)) == len(names)
+    for path, name in zip(paths, names, strict=True):
+        assert name == path.parent.name or name.startswith(path.parent.name), path

@@ -3,6 +3,16 @@
 from moe_ext.nn.experts import Experts
 from moe_ext.nn.metrics import RoutingMetrics, routing_metrics
 from moe_ext.nn.moe import MoE, MoELosses, MoEOutput
+from moe_ext.nn.quantized_experts import QuantizedExperts
 from moe_ext.nn.shared_expert import SharedExpert
 
-__all__ = ["Experts", "MoE", "MoELosses", "MoEOutput", "RoutingMetrics", "SharedExpert", "routing_metrics"]
+__all__ = [
+    "Experts",
+    "MoE",
+    "MoELosses",
+    "MoEOutput",
+    "QuantizedExperts",
+    "RoutingMetrics",
+    "SharedExpert",
+    "routing_metrics",
+]

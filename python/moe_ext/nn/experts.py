@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from moe_ext.nn.activations import is_gated
 from moe_ext.nn.init import init_weight
-from moe_ext.ops import PackedExperts, fused_experts
+from moe_ext.nn.quantized_experts import QuantizedExperts
+from moe_ext.ops import PackedExperts, fused_experts, quantize_experts
 
 
 class Experts(nn.Module):
@@ -131,6 +132,22 @@ class Experts(nn.Module):
         # As nn.Linear does it: a plain view could be modified in place only with care, and FSDP2 warns about it. Nobody
         # else holds this y.
         return y if x.dim() == 2 else torch.ops.aten._unsafe_view(y, x.shape)
+
+    def quantize(self) -> QuantizedExperts:
+        """A copy of these experts with weights in int8, for inference: `moe.experts = moe.experts.quantize()`.
+
+        What is saved for backward and how (`save`, `workspace_limit`, `deterministic`) no longer means anything.
+        """
+        return QuantizedExperts(
+            quantize_experts(self.w_gate_up, self.w_down, transposed=self.transposed),
+            activation=self.activation,
+            b_gate_up=self.b_gate_up,
+            b_down=self.b_down,
+            interleaved=self.interleaved,
+            apply_weights=self.apply_weights,
+            alpha=self.alpha,
+            limit=self.limit,
+        )
 
     def extra_repr(self) -> str:
         text = (

@@ -17,6 +17,7 @@ kernel rounds, so that its own error is the yardstick for that kernel's error:
 from moe_ext.reference.activations import ACTIVATIONS, GATED_ACTIVATIONS, UNGATED_ACTIVATIONS, activate
 from moe_ext.reference.combine import combine
 from moe_ext.reference.fused_experts import fused_experts
+from moe_ext.reference.fused_experts_int8 import fused_experts_int8, quantize_rows
 from moe_ext.reference.grouped_gemm import grouped_gemm
 from moe_ext.reference.mxfp8 import mxfp8_decode, mxfp8_encode, mxfp8_row_bytes
 from moe_ext.reference.permute import gather_rows, permute
@@ -29,12 +30,14 @@ __all__ = [
     "activate",
     "combine",
     "fused_experts",
+    "fused_experts_int8",
     "gather_rows",
     "grouped_gemm",
     "mxfp8_decode",
     "mxfp8_encode",
     "mxfp8_row_bytes",
     "permute",
+    "quantize_rows",
     "route",
     "route_with_statistics",
 ]
