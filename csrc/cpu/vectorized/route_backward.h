@@ -11,7 +11,7 @@
 // Rows are worked on in tiles and the chosen experts in pieces, both on the stack; what does not fit is computed again.
 #pragma once
 
-#include "cpu/vectorized/route_forward.h"
+#include "cpu/vectorized/route_row.h"
 
 namespace moe::cpu::MOE_ISA {
 
