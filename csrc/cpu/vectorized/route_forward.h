@@ -9,20 +9,6 @@ namespace moe::cpu::MOE_ISA {
 
 namespace routing {
 
-// Memory for one call, 64-byte aligned.
-class Memory {
- public:
-  explicit Memory(int64_t bytes) : data_(aligned_alloc(64, static_cast<size_t>((bytes + 63) / 64 * 64))) {}
-  ~Memory() { free(data_); }
-  Memory(const Memory&) = delete;
-  Memory& operator=(const Memory&) = delete;
-
-  char* data() const { return static_cast<char*>(data_); }
-
- private:
-  void* data_;
-};
-
 template <class T>
 static int64_t forward(const RouteParams& p, int64_t begin, int64_t end) {
   using A = acc_t<T>;

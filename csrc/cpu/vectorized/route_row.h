@@ -10,12 +10,18 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "cpu/vectorized/math.h"
+#include "cpu/vectorized/route_lanes.h"
 #include "moe/route.h"
 
 namespace moe::cpu::MOE_ISA {
 
 namespace routing {
+
+// For the steps of a tile of rows: the compiler does better with each as a function of its own.
+#define MOE_NOINLINE __attribute__((noinline))
+
+// Choices of a token that a tile of rows serves.
+inline constexpr int64_t kMostChosen = 16;
 
 // Rows are padded to whole blocks: loops of full blocks need no scalar rest.
 inline constexpr int64_t kBlock = 32;
@@ -135,6 +141,20 @@ static inline void load(const T* __restrict source, int64_t count, A* __restrict
   for (int64_t i = 0; i < count; ++i) target[i] = to_acc(source[i]);
 }
 
+// Memory for one call, 64-byte aligned.
+class Memory {
+ public:
+  explicit Memory(int64_t bytes) : data_(aligned_alloc(64, static_cast<size_t>((bytes + 63) / 64 * 64))) {}
+  ~Memory() { free(data_); }
+  Memory(const Memory&) = delete;
+  Memory& operator=(const Memory&) = delete;
+
+  char* data() const { return static_cast<char*>(data_); }
+
+ private:
+  void* data_;
+};
+
 // What one thread needs for one row. "padded" is a whole number of blocks.
 template <class A>
 struct Row {
@@ -160,6 +180,43 @@ struct Row {
     best = reinterpret_cast<int64_t*>(spare + padded);
   }
 };
+
+// e^x for |x| <= 64: the same bits as exp, which need no care at the ends of the range.
+MOE_INLINE float exp_of_moderate(float x) {
+  const float magic = 12582912.0f;
+  const float shifted = x * 1.44269504f + magic;
+  const float n = shifted - magic;
+#ifdef __FMA__  // the product is exact, so the difference is rounded once in either case
+  const float r = __builtin_fmaf(n, -0.693359375f, x) - n * -2.12194440e-4f;
+#else
+  const float r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
+#endif
+  float q = 1.39463681e-3f + 1.99187838e-4f * r;
+  q = 8.33326392e-3f + q * r;
+  q = 4.16662656e-2f + q * r;
+  q = 1.66666672e-1f + q * r;
+  q = 0.5f + q * r;
+  const float p = 1.0f + (r + (r * r) * q);
+  return float_of(static_cast<int32_t>(static_cast<uint32_t>(bits_of(p)) + (static_cast<uint32_t>(bits_of(shifted)) << 23)));
+}
+inline constexpr float kModerate = 32.0f;  // logits that are no larger differ by at most 64
+
+// The largest of a padded row without NaN.
+static inline float plain_maximum(const float* __restrict z, int64_t padded) {
+  Floats best = load_lanes(z);
+  for (int64_t i = kWidth; i < padded; i += kWidth) best = larger(load_lanes(z + i), best);
+  return reduced(best, [](Floats a, Floats b) { return larger(a, b); });
+}
+
+// The largest magnitude of a row, and NaN above infinity, as bits.
+static inline int32_t magnitude_bits(const float* __restrict z, int64_t count) {
+  int32_t magnitude = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    const int32_t bits = bits_of(z[i]) & INT32_MAX;
+    magnitude = bits > magnitude ? bits : magnitude;
+  }
+  return magnitude;
+}
 
 // What the softmax of a row is made of.
 template <class A>

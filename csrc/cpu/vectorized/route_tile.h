@@ -9,35 +9,11 @@
 #pragma once
 
 #include "cpu/vectorized/route_any_row.h"
-#include "cpu/vectorized/route_lanes.h"
 
 namespace moe::cpu::MOE_ISA {
 
 namespace routing {
 
-// e^x for |x| <= 64: the same bits as exp, which need no care at the ends of the range.
-MOE_INLINE float exp_of_moderate(float x) {
-  const float magic = 12582912.0f;
-  const float shifted = x * 1.44269504f + magic;
-  const float n = shifted - magic;
-#ifdef __FMA__  // the product is exact, so the difference is rounded once in either case
-  const float r = __builtin_fmaf(n, -0.693359375f, x) - n * -2.12194440e-4f;
-#else
-  const float r = (x - n * 0.693359375f) - n * -2.12194440e-4f;
-#endif
-  float q = 1.39463681e-3f + 1.99187838e-4f * r;
-  q = 8.33326392e-3f + q * r;
-  q = 4.16662656e-2f + q * r;
-  q = 1.66666672e-1f + q * r;
-  q = 0.5f + q * r;
-  const float p = 1.0f + (r + (r * r) * q);
-  return float_of(static_cast<int32_t>(static_cast<uint32_t>(bits_of(p)) + (static_cast<uint32_t>(bits_of(shifted)) << 23)));
-}
-inline constexpr float kModerate = 32.0f;  // logits that are no larger differ by at most 64
-
-#define MOE_NOINLINE __attribute__((noinline))
-
-inline constexpr int64_t kMostChosen = 16;
 inline constexpr int64_t kMostGroups = 32;
 
 // One row on its way.
@@ -181,8 +157,6 @@ class Tile {
   // Over all experts, before the selection.
   bool is_softmax() const { return p_.rule.score == Score::kSoftmax && !p_.rule.softmax_after; }
 
-  // Steps are functions of their own, which the compiler does better with.
-
   template <class T>
   MOE_NOINLINE void read(int64_t first, int64_t rows) {
     for (int64_t r = 0; r < rows; ++r) read_row<T>(first + r, r);
@@ -193,11 +167,7 @@ class Tile {
     const T* __restrict source = static_cast<const T*>(p_.logits) + token * p_.logits_stride;
     float* __restrict z = z_ + r * padded_;
     load(source, p_.num_experts, z);
-    int32_t magnitude = 0;
-    for (int64_t i = 0; i < p_.num_experts; ++i) {
-      const int32_t bits = bits_of(z[i]) & INT32_MAX;
-      magnitude = bits > magnitude ? bits : magnitude;
-    }
+    const int32_t magnitude = magnitude_bits(z, p_.num_experts);
     for (int64_t i = p_.num_experts; i < padded_; ++i) z[i] = -infinity(0.0f);
     Candidates& row = candidates_[r];
     const int32_t infinite = bits_of(infinity(0.0f));
@@ -220,7 +190,7 @@ class Tile {
         if (p_.rule.softmax_after) {
           memcpy(scores, z, sizeof(float) * static_cast<size_t>(padded_));
         } else {
-          row.maximum = row_maximum(z, blocks_);
+          row.maximum = plain_maximum(z, padded_);
           take_softmax_of_row(r);
           const float sum = row.softmax.sum;
           if (row.moderate) {
