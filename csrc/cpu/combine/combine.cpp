@@ -9,7 +9,7 @@ namespace moe::cpu {
 namespace {
 
 // A range with fewer elements to add costs less than handing it to another thread.
-constexpr int64_t kElementsPerRange = 16384;
+constexpr int64_t kElementsPerRange = 65536;
 
 int64_t grain(int64_t elements_each) {
   return elements_each < 1 ? kElementsPerRange : (kElementsPerRange + elements_each - 1) / elements_each;
@@ -41,7 +41,8 @@ Status segment_sum(const SegmentSumParams& params, const Parallel& parallel) {
   constexpr int64_t kMinColumns = 256, kMaxBlocks = 8;
   const int64_t wide_enough = (params.width + kMinColumns - 1) / kMinColumns;
   const int64_t blocks = parallel.num_threads == 1 || wide_enough < 1 ? 1 : std::min(wide_enough, kMaxBlocks);
-  const int64_t rows = params.num_experts == 0 ? 0 : params.expert_offsets[params.num_experts] - params.expert_offsets[0];
+  const int64_t rows =
+      params.num_experts == 0 ? 0 : params.expert_offsets[params.num_experts] - params.expert_offsets[0];
   const auto sum = [&](int64_t expert, int64_t block) {
     table.segment_sum(params, expert, params.width * block / blocks, params.width * (block + 1) / blocks);
   };

@@ -157,10 +157,25 @@ static inline void weigh(const RouteRule& rule, const A* __restrict scores, cons
   for (int64_t k = 0; k < top_k; ++k) weights[k] *= scale;
 }
 
-// Adds a row to p.statistics. Spoils row.z and row.scores.
+// sums += e / sum; `moderate` where quotients can make the division cheaper. Spoils scores.
+static inline void add_quotients(const float* __restrict e, float sum, bool moderate, int64_t blocks,
+                                 float* __restrict scores, float* __restrict sums, int64_t count) {
+  if (moderate) {
+    quotients(e, sum, scores, blocks * kBlock);
+    for (int64_t i = 0; i < count; ++i) sums[i] += scores[i];
+  } else {
+    for (int64_t i = 0; i < count; ++i) sums[i] += e[i] / sum;
+  }
+}
+static inline void add_quotients(const double* __restrict e, double sum, bool, int64_t, double*,
+                                 double* __restrict sums, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) sums[i] += e[i] / sum;
+}
+
+// Adds a row to p.statistics; `moderate`: softmax is one of logits up to kModerate. Spoils row.z and row.scores.
 template <class A>
 static inline void add_statistics(const RouteParams& p, const Row<A>& row, int64_t blocks, Softmax<A> softmax,
-                                  const int32_t* __restrict ids) {
+                                  bool moderate, const int32_t* __restrict ids) {
   if (p.statistics.expert_counts != nullptr) {
     for (int64_t k = 0; k < p.top_k; ++k) ++p.statistics.expert_counts[ids[k]];
   }
@@ -177,9 +192,7 @@ static inline void add_statistics(const RouteParams& p, const Row<A>& row, int64
   }
   if (!is_softmax || p.rule.softmax_after) softmax = exponentiate(row.z, blocks);
   if (sums != nullptr && is_softmax) {
-    const A* __restrict e = row.z;
-    const A sum = softmax.sum;
-    for (int64_t i = 0; i < count; ++i) sums[i] += e[i] / sum;
+    add_quotients(row.z, softmax.sum, moderate, blocks, row.scores, sums, count);
   }
   if (z_sum == nullptr) return;
   const A lse = softmax.maximum + natural_log(softmax.sum), square = lse * lse;
@@ -222,7 +235,7 @@ static inline bool route_row(const RouteParams& p, const Row<acc_t<T>>& row, int
   if (is_group_wise(p)) keep_best_groups(p, row);
   select(row, count, p.top_k, ids);
   weigh(p.rule, row.scores, ids, p.top_k, weights);
-  if (has_statistics(p)) add_statistics(p, row, blocks, softmax, ids);
+  if (has_statistics(p)) add_statistics(p, row, blocks, softmax, false, ids);
   return true;
 }
 

@@ -260,7 +260,8 @@ class RowGradient {
     if (softmax_ || sum_gradient_ == nullptr || is_tiny(total_score_)) return;
     score_tile(blocks);
     for (int64_t i = 0; i < size; ++i) {
-      grad[i] += (sum_gradient[i] - statistics_product_) / total_score_ * slope_of(p_.rule.score, tile_z_[i], tile_s_[i]);
+      grad[i] +=
+          (sum_gradient[i] - statistics_product_) / total_score_ * slope_of(p_.rule.score, tile_z_[i], tile_s_[i]);
     }
   }
 

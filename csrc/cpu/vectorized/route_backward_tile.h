@@ -1,5 +1,5 @@
-// The gradient of route for the usual row: few choices, no statistics, and for a softmax over all experts moderate
-// logits. As in route_tile.h a step is done for all rows of a tile before the next. Only the chosen experts are
+// The gradient of route for the usual row: few choices, no statistics, and for a softmax over all experts a finite
+// maximum. As in route_tile.h a step is done for all rows of a tile before the next. Only the chosen experts are
 // computed one by one: the others' gradients are zeros, or with a softmax over all one multiple of their scores. The
 // bits are those of route_backward.h, which also has the formulas.
 #pragma once
@@ -82,7 +82,7 @@ class GradientTile {
 
  private:
   struct Chosen {
-    bool usual;
+    bool usual, moderate;
     bool any, repeated;  // there are experts among the ids, and one of them twice
     float inner_product;
     Softmax<float> softmax;
@@ -101,20 +101,28 @@ class GradientTile {
 
   MOE_NOINLINE void read(int64_t first, int64_t rows) {
     for (int64_t r = 0; r < rows; ++r) {
+      Chosen& row = chosen_[r];
       float* e = e_ + r * padded_;
       load(logits_of(first + r), p_.num_experts, e);
-      chosen_[r].usual = magnitude_bits(e, p_.num_experts) <= bits_of(kModerate);
       for (int64_t i = p_.num_experts; i < padded_; ++i) e[i] = -infinity(0.0f);
+      const int32_t magnitude = magnitude_bits(e, p_.num_experts);
+      row.moderate = magnitude <= bits_of(kModerate);
+      row.softmax.maximum = plain_maximum(e, padded_);
+      row.usual = magnitude <= bits_of(infinity(0.0f)) && is_finite(row.softmax.maximum);
     }
   }
 
+  // e = e^(z - maximum); the padding, 0.
   MOE_NOINLINE void take_softmax(int64_t rows) {
-    for (int64_t r = 0; r < rows; ++r) chosen_[r].softmax.maximum = plain_maximum(e_ + r * padded_, padded_);
     for (int64_t r = 0; r < rows; ++r) {
       float* __restrict e = e_ + r * padded_;
       const float maximum = chosen_[r].softmax.maximum;
-      for (int64_t i = 0; i < padded_; ++i) e[i] = exp_of_moderate(e[i] - maximum);
-      for (int64_t i = p_.num_experts; i < padded_; ++i) e[i] = 0;
+      if (chosen_[r].moderate) {
+        for (int64_t i = 0; i < padded_; ++i) e[i] = exp_of_moderate(e[i] - maximum);
+        for (int64_t i = p_.num_experts; i < padded_; ++i) e[i] = 0;
+      } else if (chosen_[r].usual) {
+        for (int64_t i = 0; i < padded_; ++i) e[i] = exp(e[i] - maximum);
+      }
     }
     for (int64_t r = 0; r < rows; ++r) {
       chosen_[r].softmax.sum = row_sum(e_ + r * padded_, padded_ / kBlock);
@@ -135,10 +143,8 @@ class GradientTile {
     // Past the choices, and for sentinels, everything is 0.
     alignas(64) int32_t ids[kChosen];
     alignas(64) float z[kChosen], s[kChosen], g[kChosen], valid[kChosen];
-    for (int64_t k = 0; k < kChosen; ++k) ids[k] = -1;
-    for (int64_t k = 0; k < kChosen; ++k) g[k] = 0;
-    copy_chosen(p_.topk_ids + token * top_k, ids);
-    copy_chosen(static_cast<const float*>(p_.grad_weights) + token * top_k, g);
+    copy_chosen<kChosen>(p_.topk_ids, token, -1, ids);
+    copy_chosen<kChosen>(static_cast<const float*>(p_.grad_weights), token, 0.0f, g);
     const int32_t limit = static_cast<int32_t>(num_experts);
     const float scale = static_cast<float>(rule.scale);
     int32_t any = 0, repeated = 0;
@@ -215,13 +221,18 @@ class GradientTile {
     }
   }
 
-  template <class N>
-  void copy_chosen(const N* __restrict from, N* __restrict to) const {
-    if (p_.top_k == 8) {
-      memcpy(to, from, 8 * sizeof(N));
-    } else {
+  // A token's row of `all` [T,K], and `filler` behind it.
+  template <int64_t kChosen, class N>
+  void copy_chosen(const N* all, int64_t token, N filler, N* __restrict to) const {
+    const int64_t top_k = p_.top_k;
+    if ((token * top_k) + kChosen <= p_.num_tokens * top_k) {
+      // The next rows' beginnings may be read, so that this is one load.
+      memcpy(to, all + token * top_k, kChosen * sizeof(N));
 #pragma GCC unroll 1
-      for (int64_t k = 0; k < p_.top_k; ++k) to[k] = from[k];
+      for (int64_t k = 0; k < kChosen; ++k) to[k] = k < top_k ? to[k] : filler;
+    } else {
+      for (int64_t k = 0; k < kChosen; ++k) to[k] = filler;
+      for (int64_t k = 0; k < top_k; ++k) to[k] = all[token * top_k + k];
     }
   }
 
@@ -265,9 +276,17 @@ class GradientTile {
   // What every expert gets of a softmax over all, chosen or not.
   MOE_NOINLINE void write_scores(int64_t first, int64_t rows) {
     for (int64_t r = 0; r < rows; ++r) {
-      quotients(e_ + r * padded_, chosen_[r].softmax.sum, scores_ + r * padded_, padded_);
+      const float* __restrict e = e_ + r * padded_;
+      float* __restrict scores = scores_ + r * padded_;
+      const float sum = chosen_[r].softmax.sum;
+      if (chosen_[r].moderate) {
+        quotients(e, sum, scores, padded_);
+      } else if (chosen_[r].usual) {
+        for (int64_t i = 0; i < padded_; ++i) scores[i] = e[i] / sum;
+      }
     }
     for (int64_t r = 0; r < rows; ++r) {
+      if (!chosen_[r].usual) continue;
       const float* __restrict scores = scores_ + r * padded_;
       T* __restrict out = row_of(first + r);
       const float factor = 0.0f - chosen_[r].inner_product;

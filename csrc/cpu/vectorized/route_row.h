@@ -197,9 +197,12 @@ MOE_INLINE float exp_of_moderate(float x) {
   q = 1.66666672e-1f + q * r;
   q = 0.5f + q * r;
   const float p = 1.0f + (r + (r * r) * q);
-  return float_of(static_cast<int32_t>(static_cast<uint32_t>(bits_of(p)) + (static_cast<uint32_t>(bits_of(shifted)) << 23)));
+  return float_of(
+      static_cast<int32_t>(static_cast<uint32_t>(bits_of(p)) + (static_cast<uint32_t>(bits_of(shifted)) << 23)));
 }
 inline constexpr float kModerate = 32.0f;  // logits that are no larger differ by at most 64
+
+MOE_INLINE bool is_finite(float x) { return x - x == 0.0f; }
 
 // The largest of a padded row without NaN.
 static inline float plain_maximum(const float* __restrict z, int64_t padded) {

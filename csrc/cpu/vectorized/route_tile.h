@@ -22,7 +22,6 @@ struct Candidates {
 
   bool usual;     // no NaN, nothing that the rule has to look at
   bool moderate;  // no logit above kModerate
-  float magnitude;
   float maximum, threshold;
   int64_t found;
   Softmax<float> softmax;
@@ -81,7 +80,7 @@ class Tile {
     if (p.top_k > kMostChosen) return false;
     if (is_group_wise(p) && (p.num_groups > kMostGroups || group_top(p) > 2)) return false;
     for (int64_t i = 0; p.bias != nullptr && i < p.num_experts; ++i) {
-      if (!(p.bias[i] - p.bias[i] == 0.0f)) return false;
+      if (!is_finite(p.bias[i])) return false;
     }
     return true;
   }
@@ -91,7 +90,8 @@ class Tile {
     return rows < 1 ? 1 : rows > kMostRows ? kMostRows : rows;
   }
   static int64_t bytes(int64_t padded) {
-    return rows_of(padded) * (3 * padded * static_cast<int64_t>(sizeof(float)) + static_cast<int64_t>(sizeof(Candidates)));
+    return rows_of(padded) *
+           (3 * padded * static_cast<int64_t>(sizeof(float)) + static_cast<int64_t>(sizeof(Candidates)));
   }
 
   // `memory` of bytes(padded), 64-byte aligned; `any` serves the rows that are not usual, and has the bias.
@@ -141,7 +141,8 @@ class Tile {
         Row<float> row = any_;
         row.z = z_ + r * padded_;
         row.scores = scores_ + r * padded_;
-        add_statistics(p_, row, blocks_, candidates_[r].softmax, p_.topk_ids + (first + r) * p_.top_k);
+        add_statistics(p_, row, blocks_, candidates_[r].softmax, candidates_[r].moderate,
+                       p_.topk_ids + (first + r) * p_.top_k);
       }
     }
     return -1;
@@ -171,8 +172,9 @@ class Tile {
     for (int64_t i = p_.num_experts; i < padded_; ++i) z[i] = -infinity(0.0f);
     Candidates& row = candidates_[r];
     const int32_t infinite = bits_of(infinity(0.0f));
-    row.magnitude = float_of(magnitude);
-    row.usual = magnitude < infinite || (magnitude == infinite && p_.rule.nonfinite == NonFinite::kPropagate);
+    row.usual =
+        magnitude < infinite ||
+        (magnitude == infinite && (p_.rule.nonfinite == NonFinite::kPropagate || is_finite(plain_maximum(z, padded_))));
     row.moderate = magnitude <= bits_of(kModerate);
   }
 
@@ -198,7 +200,7 @@ class Tile {
           } else {
             for (int64_t i = 0; i < padded_; ++i) scores[i] = z[i] / sum;
           }
-          row.usual = row.usual && row.maximum - row.maximum == 0.0f;
+          row.usual = row.usual && is_finite(row.maximum);
         }
         break;
       case Score::kSigmoid:
@@ -364,9 +366,9 @@ class Tile {
     }
   }
 
-  // Logits closer than this may get scores in another order, or equal ones: twice the errors of the difference to the
-  // maximum, of exp and of the quotient.
-  static float closeness(const Candidates& row) { return 0x1p-20f + row.magnitude * 0x1p-21f; }
+  // Logits closer than this may get scores in another order, or equal ones: more than the errors of two differences to
+  // the maximum, exponentials and quotients. None of the chosen is below the threshold.
+  static float closeness(const Candidates& row) { return 0x1p-20f + (row.maximum - row.threshold) * 0x1p-21f; }
 
   MOE_NOINLINE void check_order(int64_t rows) {
     for (int64_t r = 0; r < rows; ++r) candidates_[r].usual = candidates_[r].usual && order_is_clear(candidates_[r]);
@@ -383,7 +385,7 @@ class Tile {
       unclear |= (k < top_k) & (step != 0.0f) & (step <= close) ? 1 : 0;
     }
     // Far from subnormal numbers, where different exponentials would be equal.
-    return unclear == 0 && row.best[top_k - 1] - row.maximum >= -64.0f && row.maximum - row.maximum == 0.0f;
+    return unclear == 0 && row.best[top_k - 1] - row.maximum >= -64.0f && is_finite(row.maximum);
   }
 
   template <int64_t kChosen>
