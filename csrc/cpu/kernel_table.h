@@ -17,8 +17,8 @@ struct KernelTable {
   // Tokens [begin, end).
   void (*combine_forward)(const CombineParams&, int64_t begin, int64_t end);
   void (*combine_backward)(const CombineBackwardParams&, int64_t begin, int64_t end);
-  // Experts [begin, end).
-  void (*segment_sum)(const SegmentSumParams&, int64_t begin, int64_t end);
+  // Columns [begin, end) of one expert's sum.
+  void (*segment_sum)(const SegmentSumParams&, int64_t expert, int64_t begin, int64_t end);
   // *out (float; double for float64) = the dot product of two strided vectors of `size` elements.
   void (*dot)(DType, const void* a, int64_t a_stride, const void* b, int64_t b_stride, int64_t size, void* out);
   // One block of a matrix product, indexed by DType.

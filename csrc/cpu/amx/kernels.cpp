@@ -1,6 +1,8 @@
 // AMX tiles for bfloat16, AVX-512 for the rest.
 #define MOE_ISA amx
+#include "cpu/amx/engine.h"
 #include "cpu/amx/gemm.h"
+#include "cpu/avx512/select.h"
 #include "cpu/portable/vector.h"
 #include "cpu/vectorized/engines.h"
 #include "cpu/vectorized/table.h"

@@ -1,5 +1,6 @@
 // AVX-512 with dot products of bfloat16 pairs.
 #define MOE_ISA avx512bf16
+#include "cpu/avx512/select.h"
 #include "cpu/avx512bf16/vector.h"
 #include "cpu/portable/vector.h"
 #include "cpu/vectorized/engines.h"

@@ -3,6 +3,7 @@
 #include <cstring>
 #include <vector>
 
+#include "cpu/combine/combine.h"
 #include "cpu/fused_experts/fused_experts.h"
 #include "cpu/fused_experts/products.h"
 #include "cpu/isa.h"
@@ -223,7 +224,7 @@ class Backward {
   }
 
   void segment_sums(const SegmentSumParams& sums) {
-    parallel_.for_each(p_.num_experts, [&](int64_t e) { kernels().segment_sum(sums, e, e + 1); });
+    segment_sum(sums, parallel_);
   }
 
   // Rows of dz W_gate_up, a slab of columns at a time, summed over k into grad_x.

@@ -8,7 +8,7 @@ Status gather_rows(const GatherRowsParams& params, const Parallel& parallel) {
   if (params.num_valid < 0 || params.num_valid > params.num_rows || params.top_k < 1 || params.row_bytes < 0) {
     return Status::kInvalidArgument;
   }
-  constexpr int64_t kBytesPerRange = 64 * 1024;
+  constexpr int64_t kBytesPerRange = 256 * 1024;
   if (params.row_bytes == 0) return Status::kOk;
   const size_t row_bytes = static_cast<size_t>(params.row_bytes);
   parallel.for_ranges(

@@ -35,20 +35,24 @@ void count(const Slots<Id>& slots, int64_t begin, int64_t end, int32_t* counts) 
   }
 }
 
-template <class Id>
-void place(const Slots<Id>& slots, int64_t begin, int64_t end, int32_t* next_row, const PermuteParams& params) {
+template <bool kLimited, class Id>
+void place(const Slots<Id>& slots, int64_t begin, int64_t end, int32_t* __restrict next_row,
+           const PermuteParams& params) {
+  const int32_t* __restrict offsets = params.expert_offsets;
+  int32_t* __restrict row_to_slot = params.row_to_slot;
+  int32_t* __restrict slot_to_row = params.slot_to_row;
   for (int64_t slot = begin; slot < end; ++slot) {
     int32_t row = -1;
     if (slots.has_expert(slot)) {
       const int64_t expert = static_cast<int64_t>(slots.ids[slot]);
       row = next_row[expert]++;
-      if (row < params.expert_offsets[expert + 1]) {
-        params.row_to_slot[row] = static_cast<int32_t>(slot);
+      if (!kLimited || row < offsets[expert + 1]) {
+        row_to_slot[row] = static_cast<int32_t>(slot);
       } else {
         row = -1;
       }
     }
-    params.slot_to_row[slot] = row;
+    slot_to_row[slot] = row;
   }
 }
 
@@ -84,7 +88,12 @@ Status sort_slots(const Slots<Id>& slots, const PermuteParams& params, const Par
   }
   params.expert_offsets[num_experts] = static_cast<int32_t>(end);
   parallel.for_each(ranges, [&](int64_t range) {
-    place(slots, begin_of(range), begin_of(range + 1), counters.get() + range * num_experts, params);
+    int32_t* next_row = counters.get() + range * num_experts;
+    if (params.capacity < 0) {
+      place<false>(slots, begin_of(range), begin_of(range + 1), next_row, params);
+    } else {
+      place<true>(slots, begin_of(range), begin_of(range + 1), next_row, params);
+    }
   });
   for (int64_t r = end; r < num_slots; ++r) params.row_to_slot[r] = -1;
   return Status::kOk;

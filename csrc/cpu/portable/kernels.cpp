@@ -1,5 +1,6 @@
 // Portable C++: the compiler's own vector types, sixteen bytes wide, on any machine.
 #define MOE_ISA portable
+#include "cpu/portable/select.h"
 #include "cpu/portable/transpose.h"
 #include "cpu/portable/vector.h"
 #include "cpu/vectorized/engines.h"

@@ -12,7 +12,7 @@ namespace moe::cpu {
 namespace {
 
 // A range smaller than this many experts in all costs less than handing it to another thread.
-constexpr int64_t kExpertsPerRange = 4096;
+constexpr int64_t kExpertsPerRange = 16384;
 
 int64_t tokens_per_range(int64_t num_experts) { return (kExpertsPerRange + num_experts - 1) / num_experts; }
 

@@ -15,53 +15,57 @@ namespace moe::cpu::MOE_ISA {
 namespace combining {
 
 inline constexpr int64_t kTile = 1024;
-// Rows that one pass over a tile adds: their sum stays in registers.
-inline constexpr int kRowsAtOnce = 4;
+// Rows that one pass over a tile adds: their sum stays in registers, and as many streams are read at once.
+inline constexpr int kRowsAtOnce = 8;
 
 // sums (+)= weights[0] * rows[0] + weights[1] * rows[1] + ..., one product after the other.
 template <int kCount, bool kFirst, class T>
 static inline void add_rows(const T* const* rows, const acc_t<T>* weights, int64_t offset, int64_t count,
                             acc_t<T>* __restrict sums) {
   using A = acc_t<T>;
-  const T* __restrict r0 = rows[0] + offset;
-  const T* __restrict r1 = rows[kCount > 1 ? 1 : 0] + offset;
-  const T* __restrict r2 = rows[kCount > 2 ? 2 : 0] + offset;
-  const T* __restrict r3 = rows[kCount > 3 ? 3 : 0] + offset;
-  const A w0 = weights[0];
-  const A w1 = kCount > 1 ? weights[1] : A(0);
-  const A w2 = kCount > 2 ? weights[2] : A(0);
-  const A w3 = kCount > 3 ? weights[3] : A(0);
+  const auto row = [&](int j) { return rows[j < kCount ? j : 0] + offset; };
+  const auto weight = [&](int j) { return j < kCount ? weights[j] : A(0); };
+  const T* __restrict r0 = row(0);
+  const T* __restrict r1 = row(1);
+  const T* __restrict r2 = row(2);
+  const T* __restrict r3 = row(3);
+  const T* __restrict r4 = row(4);
+  const T* __restrict r5 = row(5);
+  const T* __restrict r6 = row(6);
+  const T* __restrict r7 = row(7);
+  const A w0 = weight(0), w1 = weight(1), w2 = weight(2), w3 = weight(3);
+  const A w4 = weight(4), w5 = weight(5), w6 = weight(6), w7 = weight(7);
   for (int64_t i = 0; i < count; ++i) {
     A sum = (kFirst ? A(0) : sums[i]) + w0 * to_acc(r0[i]);
     if constexpr (kCount > 1) sum += w1 * to_acc(r1[i]);
     if constexpr (kCount > 2) sum += w2 * to_acc(r2[i]);
     if constexpr (kCount > 3) sum += w3 * to_acc(r3[i]);
+    if constexpr (kCount > 4) sum += w4 * to_acc(r4[i]);
+    if constexpr (kCount > 5) sum += w5 * to_acc(r5[i]);
+    if constexpr (kCount > 6) sum += w6 * to_acc(r6[i]);
+    if constexpr (kCount > 7) sum += w7 * to_acc(r7[i]);
     sums[i] = sum;
   }
 }
 
-template <bool kFirst, class T>
+template <bool kFirst, int kCount = kRowsAtOnce, class T>
 static inline void add_some_rows(int rows_now, const T* const* rows, const acc_t<T>* weights, int64_t offset,
                                  int64_t count, acc_t<T>* __restrict sums) {
-  switch (rows_now) {
-    case 1:
-      return add_rows<1, kFirst>(rows, weights, offset, count, sums);
-    case 2:
-      return add_rows<2, kFirst>(rows, weights, offset, count, sums);
-    case 3:
-      return add_rows<3, kFirst>(rows, weights, offset, count, sums);
-    case 4:
-      return add_rows<4, kFirst>(rows, weights, offset, count, sums);
+  if (rows_now == kCount) {
+    add_rows<kCount, kFirst>(rows, weights, offset, count, sums);
+  } else if constexpr (kCount > 1) {
+    add_some_rows<kFirst, kCount - 1>(rows_now, rows, weights, offset, count, sums);
   }
 }
 
-// The weighted sum of rows that next(&row, &weight) hands out one by one until it returns false.
+// Columns [begin, end) of the weighted sum of rows that next(&row, &weight) hands out one by one until it returns
+// false.
 template <class T, class Rewind, class Next>
-static inline void sum_rows(int64_t width, const Rewind& rewind, const Next& next, T* __restrict out) {
+static inline void sum_rows(int64_t begin, int64_t end, const Rewind& rewind, const Next& next, T* __restrict out) {
   using A = acc_t<T>;
   alignas(64) A sums[kTile];
-  for (int64_t offset = 0; offset < width; offset += kTile) {
-    const int64_t count = width - offset < kTile ? width - offset : kTile;
+  for (int64_t offset = begin; offset < end; offset += kTile) {
+    const int64_t count = end - offset < kTile ? end - offset : kTile;
     const T* rows[kRowsAtOnce];
     A weights[kRowsAtOnce];
     int pending = 0;
@@ -72,9 +76,9 @@ static inline void sum_rows(int64_t width, const Rewind& rewind, const Next& nex
       pending += more ? 1 : 0;
       if (pending == 0 || (more && pending < kRowsAtOnce)) continue;
       if (first) {
-        add_some_rows<true, T>(pending, rows, weights, offset, count, sums);
+        add_some_rows<true>(pending, rows, weights, offset, count, sums);
       } else {
-        add_some_rows<false, T>(pending, rows, weights, offset, count, sums);
+        add_some_rows<false>(pending, rows, weights, offset, count, sums);
       }
       first = false;
       pending = 0;
@@ -100,7 +104,7 @@ static void forward(const CombineParams& p, int64_t begin, int64_t end) {
       ++k;
       return true;
     };
-    sum_rows<T>(p.hidden_size, [&] { k = 0; }, next, static_cast<T*>(p.out) + t * p.out_stride);
+    sum_rows<T>(0, p.hidden_size, [&] { k = 0; }, next, static_cast<T*>(p.out) + t * p.out_stride);
   }
 }
 
@@ -174,21 +178,19 @@ static void backward(const CombineBackwardParams& p, int64_t begin, int64_t end)
 }
 
 template <class T>
-static void segment_sum(const SegmentSumParams& p, int64_t begin, int64_t end) {
+static void segment_sum(const SegmentSumParams& p, int64_t expert, int64_t begin, int64_t end) {
   using A = acc_t<T>;
   const T* rows = static_cast<const T*>(p.rows);
-  for (int64_t e = begin; e < end; ++e) {
-    int64_t r = 0;
-    const auto next = [&](const T** row, A* weight) {
-      if (r >= p.expert_offsets[e + 1]) return false;
-      const int64_t slot = p.row_to_slot == nullptr ? 0 : p.row_to_slot[r];
-      *row = rows + (p.row_to_slot == nullptr ? r : slot / p.top_k) * p.rows_stride;
-      *weight = p.topk_weights == nullptr ? A(1) : static_cast<const A*>(p.topk_weights)[slot];
-      ++r;
-      return true;
-    };
-    sum_rows<T>(p.width, [&] { r = p.expert_offsets[e]; }, next, static_cast<T*>(p.out) + e * p.width);
-  }
+  int64_t r = 0;
+  const auto next = [&](const T** row, A* weight) {
+    if (r >= p.expert_offsets[expert + 1]) return false;
+    const int64_t slot = p.row_to_slot == nullptr ? 0 : p.row_to_slot[r];
+    *row = rows + (p.row_to_slot == nullptr ? r : slot / p.top_k) * p.rows_stride;
+    *weight = p.topk_weights == nullptr ? A(1) : static_cast<const A*>(p.topk_weights)[slot];
+    ++r;
+    return true;
+  };
+  sum_rows<T>(begin, end, [&] { r = p.expert_offsets[expert]; }, next, static_cast<T*>(p.out) + expert * p.width);
 }
 
 }  // namespace combining
@@ -219,16 +221,16 @@ static void combine_backward(const CombineBackwardParams& p, int64_t begin, int6
   }
 }
 
-static void segment_sum(const SegmentSumParams& p, int64_t begin, int64_t end) {
+static void segment_sum(const SegmentSumParams& p, int64_t expert, int64_t begin, int64_t end) {
   switch (p.dtype) {
     case DType::kFloat32:
-      return combining::segment_sum<float>(p, begin, end);
+      return combining::segment_sum<float>(p, expert, begin, end);
     case DType::kBFloat16:
-      return combining::segment_sum<bf16>(p, begin, end);
+      return combining::segment_sum<bf16>(p, expert, begin, end);
     case DType::kFloat16:
-      return combining::segment_sum<fp16>(p, begin, end);
+      return combining::segment_sum<fp16>(p, expert, begin, end);
     case DType::kFloat64:
-      return combining::segment_sum<double>(p, begin, end);
+      return combining::segment_sum<double>(p, expert, begin, end);
   }
 }
 

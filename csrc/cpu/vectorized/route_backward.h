@@ -11,7 +11,7 @@
 // Rows are worked on in tiles and the chosen experts in pieces, both on the stack; what does not fit is computed again.
 #pragma once
 
-#include "cpu/vectorized/route_forward.h"
+#include "cpu/vectorized/route_backward_tile.h"
 
 namespace moe::cpu::MOE_ISA {
 
@@ -126,19 +126,6 @@ class RowGradient {
       for (int64_t i = 0; i < blocks * kBlock; ++i) tile_z_[i] = sanitized(tile_z_[i]);
     }
     return blocks;
-  }
-
-  // Of the scores that look at one logit alone.
-  A slope(A z, A s) const {
-    switch (p_.rule.score) {
-      case Score::kSigmoid:
-        return s * (A(1) - s);
-      // Where softplus has underflowed, so has the slope.
-      case Score::kSqrtSoftplus:
-        return s == A(0) ? A(0) : sigmoid(z) / (s + s);
-      default:
-        return A(1);
-    }
   }
 
   void find_normalizer() {
@@ -273,7 +260,8 @@ class RowGradient {
     if (softmax_ || sum_gradient_ == nullptr || is_tiny(total_score_)) return;
     score_tile(blocks);
     for (int64_t i = 0; i < size; ++i) {
-      grad[i] += (sum_gradient[i] - statistics_product_) / total_score_ * slope(tile_z_[i], tile_s_[i]);
+      grad[i] +=
+          (sum_gradient[i] - statistics_product_) / total_score_ * slope_of(p_.rule.score, tile_z_[i], tile_s_[i]);
     }
   }
 
@@ -291,7 +279,7 @@ class RowGradient {
         const A by_score = score_gradient(j);
         grad[id - begin] += whole_row  ? by_score
                             : softmax_ ? piece_s_[j] * (by_score - inner_product_)
-                                       : by_score * slope(piece_z_[j], piece_s_[j]);
+                                       : by_score * slope_of(p_.rule.score, piece_z_[j], piece_s_[j]);
       }
     }
     if (whole_row) {
@@ -344,6 +332,17 @@ class RowGradient {
 template <class T>
 static void backward(const RouteBackwardParams& p, int64_t begin, int64_t end) {
   RowGradient<T> gradient(p);
+  if constexpr (sizeof(acc_t<T>) == sizeof(float)) {
+    const Memory memory(GradientTile<T>::serves(p) ? GradientTile<T>::bytes(blocks_of(p.num_experts) * kBlock) : 64);
+    if (GradientTile<T>::serves(p) && memory.data() != nullptr) {
+      GradientTile<T> tile(p, memory.data());
+      const auto other = [&](int64_t token) { gradient.run(token); };
+      for (int64_t t = begin; t < end; t += tile.num_rows()) {
+        tile.run(t, t + tile.num_rows() < end ? t + tile.num_rows() : end, other);
+      }
+      return;
+    }
+  }
   for (int64_t t = begin; t < end; ++t) gradient.run(t);
 }
 

@@ -95,6 +95,42 @@ def differentiable_once(name: str) -> torch._ops.OpOverload:
     return differentiable(name, setup_context=setup_context, backward=backward)
 
 
+def call(op: torch._ops.OpOverload, *args: Any) -> Any:
+    """``op(*args)``, past the Autograd kernel where that has nothing to do.
+
+    The Autograd kernel is Python, and takes longer than the op itself when there are few tokens. What it is for are
+    gradients, tangents, transforms and tracing; without any of them, plain tensors go straight to the computation.
+    """
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or _forward_mode_is_on()
+        or not _are_plain(args)
+    ):
+        return op(*args)
+    with torch._C._AutoDispatchBelowAutograd():
+        return op(*args)
+
+
+def _are_plain(args: Sequence[Any]) -> bool:
+    """No tensor is of a subclass other than Parameter, and none needs a gradient."""
+    records = torch.is_grad_enabled()
+    for arg in args:
+        kind = type(arg)
+        if kind in _PLAIN_TENSORS:
+            if records and arg.requires_grad:
+                return False
+        elif kind not in _NO_TENSORS and isinstance(arg, Tensor):
+            return False
+    return True
+
+
+_PLAIN_TENSORS = frozenset((Tensor, torch.nn.Parameter))
+# Asking isinstance of each of a dozen options would take as long as the rest.
+_NO_TENSORS = frozenset((type(None), bool, int, float, str))
+
+
 def below_autograd(op: torch._ops.OpOverload, keyset: DispatchKeySet, *args: Any) -> Any:
     """Goes on from the Autograd kernel of ``op`` to its computation."""
     with torch._C._AutoDispatchBelowAutograd():

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import _checks
-from ._autograd import differentiable
+from ._autograd import call, differentiable
 from ._library import fake
 from .types import Permutation
 
@@ -45,7 +45,7 @@ def combine(rows: Tensor, topk_weights: Tensor, perm: Permutation) -> Tensor:
     _checks.has_shape(name, "topk_weights", topk_weights, "num_tokens, top_k", (num_tokens, top_k))
     _checks.same_device(name, "topk_weights", topk_weights, "rows", rows)
     _checks.same_device(name, "perm", slot_to_row, "rows", rows)
-    return _combine(rows, weights, slot_to_row)
+    return call(_combine, rows, weights, slot_to_row)
 
 
 @fake("combine")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import _checks
-from ._autograd import differentiable
+from ._autograd import call, differentiable
 from ._library import fake
 from .types import Permutation
 
@@ -41,7 +41,7 @@ def gather_rows(x: Tensor, perm: Permutation) -> Tensor:
             f"moe_ext.{name}: x must have the num_tokens = {slot_to_row.shape[0]} of perm, got shape {tuple(x.shape)}"
         )
     _checks.same_device(name, "perm", row_to_slot, "x", x)
-    return _gather_rows(x, row_to_slot, expert_offsets, slot_to_row.shape[1])
+    return call(_gather_rows, x, row_to_slot, expert_offsets, slot_to_row.shape[1])
 
 
 def _inverse(index: Tensor, size: int) -> Tensor:

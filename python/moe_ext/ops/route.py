@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import _checks
-from ._autograd import differentiable, differentiable_once
+from ._autograd import call, differentiable, differentiable_once
 from ._library import fake
 from .types import Routing, RoutingWithStatistics
 
@@ -174,9 +174,9 @@ def _checked(
 def _call(name: str, op: Any, args: tuple[Any, ...]) -> Any:
     nonfinite = args[-1]
     if nonfinite != "error" or torch.compiler.is_compiling():
-        return op(*args)
+        return call(op, *args)
     try:
-        return op(*args)
+        return call(op, *args)
     except RuntimeError as error:
         # Every argument has been checked, so what the kernel still objects to in the logits is their values.
         if "router_logits: row" not in str(error):
