@@ -12,7 +12,8 @@ const KernelTable& avx512_kernels() {
   using Float = FloatEngine<Avx512Vector, 8, 3, 48>;
   using Bf16 = Float;
   using Double = FloatEngine<NativeVector<double>, 2, 4, 16>;
-  static constexpr KernelTable table = kernel_table<Float, Bf16, Double>();
+  static constexpr KernelTable table = kernel_table(gemm_kernel<float, Float>(), gemm_kernel<bf16, Bf16>(),
+                                                    gemm_kernel<fp16, Float>(), gemm_kernel<double, Double>());
   return table;
 }
 

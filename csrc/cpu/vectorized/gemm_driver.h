@@ -23,7 +23,7 @@ static constexpr int64_t round_up(int64_t value, int64_t multiple) {
 // Row-major panels keep a stride that is no power of two, or all their rows would share one set of the L1 cache.
 template <class Engine>
 static constexpr int64_t panel_stride(int64_t padded_k) {
-  return padded_k + 64 / static_cast<int64_t>(sizeof(typename Engine::Packed));
+  return padded_k + Engine::kPad;
 }
 
 template <class Engine>
@@ -93,7 +93,7 @@ class GemmDriver {
     Engine::end();
   }
 
- private:
+ protected:
   int64_t groups(int64_t columns) const { return (columns + Engine::kGroup - 1) / Engine::kGroup; }
   int64_t c_stride() const { return swapped_ ? plan_.padded_m : plan_.super_columns; }
   static int64_t left(int64_t size, int64_t at, int64_t step) { return size - at < step ? size - at : step; }
@@ -139,7 +139,7 @@ class GemmDriver {
       Acc* c = c_ + c_column(half, j) * c_stride();
       for (int64_t i = 0; i < job_.m; i += Engine::kQ) {
         const int64_t q_width = Engine::q_width(left(job_.m, i, Engine::kQ));
-        Engine::micro(false, packed_b_, ld, panel_columns, a_panel(i) + k0 * q_width, q_width, padded_k, c + i,
+        Engine::template micro<true>(false, packed_b_, ld, panel_columns, a_panel(i) + k0 * q_width, q_width, padded_k, c + i,
                       c_stride(), k0 > 0);
       }
     }
@@ -149,7 +149,7 @@ class GemmDriver {
     const int64_t padded_k = round_up(k, Engine::kStep), panel_size = Engine::kQ * padded_k;
     const int64_t last_width = Engine::q_width(columns - columns / Engine::kQ * Engine::kQ);
     if (source.outer_contiguous()) {
-      pack_q_panels<Engine::kQ>(source, n0, columns, k0, k, padded_k, last_width, packed_b_, panel_size);
+      Engine::pack_q_panels(source, n0, columns, k0, k, padded_k, last_width, packed_b_, panel_size);
     } else {
       for (int64_t j = 0; j < columns; j += Engine::kQ) {
         const int64_t panel_columns = left(columns, j, Engine::kQ);
@@ -163,7 +163,7 @@ class GemmDriver {
       const Packed* panel = packed_b_ + j / Engine::kQ * panel_size;
       Acc* c = c_ + c_column(half, j);
       for (int64_t i = 0; i < job_.m; i += Engine::kP) {
-        Engine::micro(a_k_major_, a_panel(i) + k0 * (a_k_major_ ? Engine::kP : 1), ld, left(job_.m, i, Engine::kP),
+        Engine::template micro<false>(a_k_major_, a_panel(i) + k0 * (a_k_major_ ? Engine::kP : 1), ld, left(job_.m, i, Engine::kP),
                       panel, q_width, padded_k, c + i * c_stride(), c_stride(), k0 > 0);
       }
     }
