@@ -9,8 +9,8 @@
 // Exceptions to "exactly": parts below 2^-126 are zero to the tiles, so a float32 is kept to within 2^-126; and of a
 // number that is not finite or rounds to an infinite bfloat16, at least one part is NaN.
 //
-// A step is 32 of k: the smallest piece that a tile holds. Within a step k is paired with k + 16, because then a pair is
-// a shift and a merge of two registers; both operands do the same, and a sum does not mind.
+// A step is 32 of k: the smallest piece that a tile holds. Within a step k is paired with k + 16, because then a pair
+// is a shift and a merge of two registers; both operands do the same, and a sum does not mind.
 //   P panel: [outer][step][part][16 pairs][2]     Q panel: [step][part][16 pairs][width][2]
 #pragma once
 
@@ -50,8 +50,7 @@ MOE_INLINE __m512 upper_half(__m512 x) {
 
 // To the nearest bfloat16, ties away from zero.
 MOE_INLINE __m512 nearest_bf16(__m512 x) {
-  return upper_half(
-      _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(x), _mm512_set1_epi32(0x8000))));
+  return upper_half(_mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(x), _mm512_set1_epi32(0x8000))));
 }
 
 template <int kParts>
@@ -209,7 +208,8 @@ struct SplitPacking {
                      Packed* target, int64_t ld, bool) {
     if (source.k_contiguous()) {
       split_p_from_rows(source, outer0, outer, k0, k, padded_k, target, ld);
-      for (int64_t i = outer; i < kPRows; ++i) memset(static_cast<void*>(target + i * ld), 0, padded_k * sizeof(Packed));
+      for (int64_t i = outer; i < kPRows; ++i)
+        memset(static_cast<void*>(target + i * ld), 0, padded_k * sizeof(Packed));
     } else {
       split_p_from_columns(source, outer0, outer, kPRows, k0, k, padded_k, target, ld);
     }

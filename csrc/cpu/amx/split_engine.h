@@ -5,8 +5,8 @@
 //   float16, 4 products: all
 //
 // The three products that float32 leaves out are below 2^-24 of the number's product, as is the rounding of a
-// float32 multiplication. A tile sums the sixteen pairs of a step from zero before it adds them, and a block of k starts
-// from zero too, so a long sum has fewer roundings than one chain of fused multiply-adds.
+// float32 multiplication. A tile sums the sixteen pairs of a step from zero before it adds them, and a block of k
+// starts from zero too, so a long sum has fewer roundings than one chain of fused multiply-adds.
 //
 // What a part that is NaN or infinite would do to a sum is undone by repair().
 #pragma once

@@ -3,6 +3,7 @@
 // all that counts, they are read about as fast as memory delivers.
 #pragma once
 
+#include "cpu/amx/split_nonfinite.h"
 #include "cpu/amx/split_stream.h"
 
 namespace moe::cpu::MOE_ISA {
@@ -63,13 +64,11 @@ class SplitDriver : public GemmDriver<T, SplitEngine<kParts>> {
   using Base::Base;
 
   void run() {
-    if (!Base::swapped_ || b_.index || job_.k == 0) {
-      Base::run();
-      return;
-    }
     Engine::begin();
     Base::pack_a();
-    if (job_.m <= Engine::kQ) {
+    if (!Base::swapped_ || b_.index || job_.k == 0) {
+      multiply_blocks();
+    } else if (job_.m <= Engine::kQ) {
       stream();
     } else {
       multiply_panels();
@@ -78,6 +77,26 @@ class SplitDriver : public GemmDriver<T, SplitEngine<kParts>> {
   }
 
  private:
+  void finish(int64_t n0, int64_t columns) {
+    const int64_t line = Base::swapped_ ? 1 : Base::c_stride(), column = Base::swapped_ ? Base::c_stride() : 1;
+    for (int64_t half = 0; half < halves_; ++half) {
+      for (int64_t j = 0; j < columns; j += Engine::kGroup) {
+        const int64_t width = left(columns, j, Engine::kGroup);
+        const SumsOfParts sums = {c_ + Base::c_column(half, j) * column, line, column, job_.m, width, job_.k};
+        if (!sums.are_finite()) sums.sum_again(Base::a_, b_, n0 + j, half * job_.pair_offset);
+      }
+    }
+    Base::finish(n0, columns);
+  }
+
+  void multiply_blocks() {
+    for (int64_t n0 = 0; n0 < job_.n; n0 += step()) {
+      const int64_t columns = left(job_.n, n0, step());
+      Base::for_k_blocks([&](int64_t k0, int64_t k) { Base::multiply(n0, columns, k0, k); });
+      finish(n0, columns);
+    }
+  }
+
   void stream() {
     using Ahead = StepsAhead<T, kParts>;
     Ahead ahead(b_, job_, reinterpret_cast<char*>(packed_b_));
@@ -91,15 +110,15 @@ class SplitDriver : public GemmDriver<T, SplitEngine<kParts>> {
                          c_ + Base::c_column(half, j) * Base::c_stride(), Base::c_stride());
         }
       }
-      Base::finish(n0, columns);
+      finish(n0, columns);
     }
   }
 
   void multiply_panels() {
     for (Panel panel = {}; panel.n0 < job_.n;) {
       const Panel next = after(panel);
-      multiply(panel, next);
-      if (next.n0 != panel.n0) Base::finish(panel.n0, columns_of_block(panel));
+      multiply_panel(panel, next);
+      if (next.n0 != panel.n0) finish(panel.n0, columns_of_block(panel));
       panel = next;
     }
   }
@@ -142,7 +161,7 @@ class SplitDriver : public GemmDriver<T, SplitEngine<kParts>> {
     return p;
   }
 
-  void multiply(const Panel& panel, const Panel& next) {
+  void multiply_panel(const Panel& panel, const Panel& next) {
     const int64_t k = k_of(panel), padded_k = round_up(k, kSplitStep), columns = columns_of(panel);
     const int64_t ld = panel_stride<Engine>(plan_.k_block);
     Packed* packed = packed_b_ + buffer_ * Engine::kP * ld;
@@ -156,16 +175,17 @@ class SplitDriver : public GemmDriver<T, SplitEngine<kParts>> {
     made_ = exists(next) && is_whole(next);
     if (made_) {
       const Panel later = after(next);
-      const int64_t products = Engine::kProductsOfStep * (padded_k / kSplitStep) * ((job_.m + Engine::kQ - 1) / Engine::kQ);
-      ahead = {address(next),  address(exists(later) ? later : next), b_.outer_stride,
-               k_of(next),     packed_b_ + buffer_ * Engine::kP * ld, ld,
+      const int64_t products =
+          Engine::kProductsOfStep * (padded_k / kSplitStep) * ((job_.m + Engine::kQ - 1) / Engine::kQ);
+      ahead = {address(next), address(exists(later) ? later : next), b_.outer_stride,
+               k_of(next),    packed_b_ + buffer_ * Engine::kP * ld, ld,
                products};
     }
     float* c = c_ + Base::c_column(panel.half, panel.j) * Base::c_stride();
     for (int64_t i = 0; i < job_.m; i += Engine::kQ) {
       const int64_t width = Engine::q_width(left(job_.m, i, Engine::kQ));
-      Engine::template micro_over<true>(ahead, packed, ld, columns, Base::a_panel(i) + panel.k0 * width, width, padded_k,
-                                        c + i, Base::c_stride(), panel.k0 > 0);
+      Engine::template micro_over<true>(ahead, packed, ld, columns, Base::a_panel(i) + panel.k0 * width, width,
+                                        padded_k, c + i, Base::c_stride(), panel.k0 > 0);
     }
     ahead.finish();
   }

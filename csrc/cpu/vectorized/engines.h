@@ -70,6 +70,7 @@ static void transpose_block(const Accumulator* source, int64_t lds, int64_t sour
 
 template <class Vector, int kRowsOfP, int kVectorsOfQ, int kGroupColumns>
 struct FloatEngine {
+  using VectorType = Vector;
   using Packed = typename Vector::Lane;
   using Acc = typename Vector::Acc;
   static constexpr int64_t kP = kRowsOfP;
@@ -82,6 +83,9 @@ struct FloatEngine {
   static constexpr int64_t kSuper = 4 * kGroup;
   static constexpr int64_t kMChunk = 288 / kQ * kQ;
   static constexpr bool kKMajorP = true;
+  // Up to how many rows FewRowsDriver is faster, and of how many it keeps the sums in registers.
+  static constexpr int64_t kFewRows = 16;
+  static constexpr int64_t kRowsAtOnce = Vector::kWidth == 16 ? 8 : 4;
   // Keeps the stride of a P panel's rows off powers of two.
   static constexpr int64_t kPad = 64 / sizeof(Packed);
   static_assert(kGroup % kP == 0 && kGroup % kQ == 0 && kGroup % 16 == 0);
