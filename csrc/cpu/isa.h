@@ -1,7 +1,8 @@
 // The one place that decides which instruction set the CPU kernels use.
 //
 // The wheel carries every variant; the best one that the processor, the operating system and the compiler allow is
-// picked once, at the first call. MOE_EXT_CPU_ISA=portable|avx2|avx512|avx512bf16|amx pins one.
+// picked once, at the first call (avx512bf16 only where it beats avx512).
+// MOE_EXT_CPU_ISA=portable|avx2|avx512|avx512bf16|amx pins one.
 #pragma once
 
 #include "cpu/kernel_table.h"

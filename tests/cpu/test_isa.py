@@ -64,9 +64,13 @@ def test_environment_pins_one() -> None:
         assert process.stdout.strip() == isa
 
 
-def test_empty_environment_variable_means_the_best() -> None:
+def test_empty_environment_variable_means_the_fastest() -> None:
+    available = _C.cpu_isas_available()
+    fastest = [available[-1]]
+    if available[-1] == "avx512bf16":
+        fastest.append("avx512")  # where pairs of bfloat16 are multiplied slowly
     process = load_with("")
-    assert process.stdout.strip() == _C.cpu_isas_available()[-1], process.stderr
+    assert process.stdout.strip() in fastest, process.stderr
 
 
 def test_what_the_environment_asks_for_in_vain_is_a_clear_import_error() -> None:

@@ -174,10 +174,10 @@ def pinned(isa: str) -> Iterator[None]:
 
 # Which tests run where --------------------------------------------------------------------------------------------
 
-# One source, compiled with flags that differ only by instructions for products of bfloat16: everything else is the
-# same code in all three, and is tested on the best that the machine has.
+# One source, compiled with flags that differ only by instructions for matrix products: everything else is the same
+# code in all three, and is tested on the best that the machine has.
 SHARED_KERNELS = ("cpu:avx512", "cpu:avx512bf16", "cpu:amx")
-PRODUCTS = ("gemm", "experts", "determinism", "properties", "large")
+PRODUCTS = ("gemm", "experts", "determinism", "properties", "large", "products")
 
 # Files, and tests, of what lies above the kernels: one instruction set and one virtual chip are enough.
 ABOVE_THE_KERNELS = (
@@ -241,7 +241,11 @@ def is_left_out(item: pytest.Item, every_isa: bool) -> bool:
     if "backend" in params and (file in ABOVE_THE_KERNELS or test in ABOVE_THE_KERNELS):
         return name not in (best, VIRTUAL[0], CUDA)
     if name in SHARED_KERNELS and name != best and not every_isa:
-        return not any(word in file for word in PRODUCTS) or params.get("dtype", torch.bfloat16) is not torch.bfloat16
+        if not any(word in file for word in PRODUCTS):
+            return True
+        # All multiply float64 in the same way, and the first two float32 and float16.
+        dtype = params.get("dtype", torch.bfloat16)
+        return dtype is torch.float64 or (name == "cpu:avx512bf16" and dtype is not torch.bfloat16)
     if name in VIRTUAL:
         if _is_among(params, TOO_LONG_TO_EMULATE.get(test)):
             return True

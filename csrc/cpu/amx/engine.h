@@ -9,7 +9,7 @@
 
 namespace moe::cpu::MOE_ISA {
 
-struct AmxEngine : PairPacking<32> {
+struct AmxEngine : PairPacking<32, 32> {
   static constexpr int64_t kP = 32;
   static constexpr int64_t kQ = 32;
   static constexpr int64_t kStep = 32;
@@ -24,6 +24,7 @@ struct AmxEngine : PairPacking<32> {
   static void end() { end_tiles(); }
   static int64_t q_width(int64_t outer) { return round_up(outer, 16); }
 
+  template <bool>
   static void micro(bool, const bf16* p, int64_t ldp, int64_t p_rows, const bf16* q, int64_t width, int64_t k, float* d,
                     int64_t ldd, bool accumulate) {
     if (p_rows > 16) {

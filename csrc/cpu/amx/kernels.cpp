@@ -1,7 +1,7 @@
-// AMX tiles for bfloat16, AVX-512 for the rest.
+// AMX tiles for bfloat16, and for float32 and float16 in parts; AVX-512 for the rest.
 #define MOE_ISA amx
-#include "cpu/amx/engine.h"
 #include "cpu/amx/gemm.h"
+#include "cpu/amx/split_gemm.h"
 #include "cpu/avx512/select.h"
 #include "cpu/portable/vector.h"
 #include "cpu/vectorized/engines.h"
@@ -11,10 +11,9 @@ namespace moe::cpu {
 
 const KernelTable& amx_kernels() {
   using namespace amx;
-  using Float = FloatEngine<Avx512Vector, 8, 3, 48>;
-  using Bf16 = AmxEngine;
   using Double = FloatEngine<NativeVector<double>, 2, 4, 16>;
-  static constexpr KernelTable table = kernel_table<Float, Bf16, Double>();
+  static constexpr KernelTable table = kernel_table(split_gemm_kernel<float, 3>(), gemm_kernel<bf16, AmxEngine>(),
+                                                    split_gemm_kernel<fp16, 2>(), gemm_kernel<double, Double>());
   return table;
 }
 

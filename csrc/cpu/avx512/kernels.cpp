@@ -3,7 +3,7 @@
 #include "cpu/avx512/select.h"
 #include "cpu/avx512/vector.h"
 #include "cpu/portable/vector.h"
-#include "cpu/vectorized/engines.h"
+#include "cpu/vectorized/few_rows.h"
 #include "cpu/vectorized/table.h"
 
 namespace moe::cpu {
@@ -11,9 +11,9 @@ namespace moe::cpu {
 const KernelTable& avx512_kernels() {
   using namespace avx512;
   using Float = FloatEngine<Avx512Vector, 8, 3, 48>;
-  using Bf16 = Float;
   using Double = FloatEngine<NativeVector<double>, 2, 4, 16>;
-  static constexpr KernelTable table = kernel_table<Float, Bf16, Double>();
+  static constexpr KernelTable table = kernel_table(float_gemm_kernel<float, Float>(), float_gemm_kernel<bf16, Float>(),
+                                                    float_gemm_kernel<fp16, Float>(), gemm_kernel<double, Double>());
   return table;
 }
 

@@ -1,9 +1,9 @@
-// AVX-512 with dot products of bfloat16 pairs.
+// AVX-512 with dot products of bfloat16 pairs. Chosen by itself only where they are fast: see cpu/isa.cpp.
 #define MOE_ISA avx512bf16
 #include "cpu/avx512/select.h"
 #include "cpu/avx512bf16/vector.h"
 #include "cpu/portable/vector.h"
-#include "cpu/vectorized/engines.h"
+#include "cpu/vectorized/few_rows.h"
 #include "cpu/vectorized/table.h"
 
 namespace moe::cpu {
@@ -13,7 +13,8 @@ const KernelTable& avx512bf16_kernels() {
   using Float = FloatEngine<Avx512Vector, 8, 3, 48>;
   using Bf16 = PairEngine<Bf16PairVector, 8, 3>;
   using Double = FloatEngine<NativeVector<double>, 2, 4, 16>;
-  static constexpr KernelTable table = kernel_table<Float, Bf16, Double>();
+  static constexpr KernelTable table = kernel_table(float_gemm_kernel<float, Float>(), gemm_kernel<bf16, Bf16>(),
+                                                    float_gemm_kernel<fp16, Float>(), gemm_kernel<double, Double>());
   return table;
 }
 

@@ -70,6 +70,7 @@ static void transpose_block(const Accumulator* source, int64_t lds, int64_t sour
 
 template <class Vector, int kRowsOfP, int kVectorsOfQ, int kGroupColumns>
 struct FloatEngine {
+  using VectorType = Vector;
   using Packed = typename Vector::Lane;
   using Acc = typename Vector::Acc;
   static constexpr int64_t kP = kRowsOfP;
@@ -82,6 +83,11 @@ struct FloatEngine {
   static constexpr int64_t kSuper = 4 * kGroup;
   static constexpr int64_t kMChunk = 288 / kQ * kQ;
   static constexpr bool kKMajorP = true;
+  // Up to how many rows FewRowsDriver is faster, and of how many it keeps the sums in registers.
+  static constexpr int64_t kFewRows = 16;
+  static constexpr int64_t kRowsAtOnce = Vector::kWidth == 16 ? 8 : 4;
+  // Keeps the stride of a P panel's rows off powers of two.
+  static constexpr int64_t kPad = 64 / sizeof(Packed);
   static_assert(kGroup % kP == 0 && kGroup % kQ == 0 && kGroup % 16 == 0);
 
   static void begin() {}
@@ -110,6 +116,13 @@ struct FloatEngine {
     pack_k_major(source, outer0, outer, k0, k, width, target);
   }
 
+  template <class T>
+  static void pack_q_panels(const Source<T>& source, int64_t outer0, int64_t outer, int64_t k0, int64_t k,
+                            int64_t padded_k, int64_t last_width, Packed* target, int64_t panel_size) {
+    pack_q_panels_of_width<kQ>(source, outer0, outer, k0, k, padded_k, last_width, target, panel_size);
+  }
+
+  template <bool>
   static void micro(bool k_major, const Packed* p, int64_t ldp, int64_t, const Packed* q, int64_t width, int64_t k,
                     Acc* d, int64_t ldd, bool accumulate) {
     const int64_t vectors = width / Vector::kWidth;
@@ -126,11 +139,12 @@ struct FloatEngine {
 };
 
 // The packing that every engine of bfloat16 pairs shares.
-template <int64_t kPRows>
+template <int64_t kPRows, int64_t kQColumns>
 struct PairPacking {
   using Packed = bf16;
   using Acc = float;
   static constexpr bool kKMajorP = false;
+  static constexpr int64_t kPad = 64 / sizeof(Packed);
 
   template <class T>
   static void pack_p(const Source<T>& source, int64_t outer0, int64_t outer, int64_t k0, int64_t k, int64_t padded_k,
@@ -154,6 +168,12 @@ struct PairPacking {
     }
   }
 
+  template <class T>
+  static void pack_q_panels(const Source<T>& source, int64_t outer0, int64_t outer, int64_t k0, int64_t k,
+                            int64_t padded_k, int64_t last_width, Packed* target, int64_t panel_size) {
+    pack_q_panels_of_width<kQColumns>(source, outer0, outer, k0, k, padded_k, last_width, target, panel_size);
+  }
+
   static void transpose(const Acc* source, int64_t lds, int64_t rows, int64_t columns, Acc* target, int64_t ldt) {
     transpose_block(source, lds, rows, columns, target, ldt);
   }
@@ -161,7 +181,7 @@ struct PairPacking {
 
 // kStep is 32, a whole cache line, so that packing can move lines.
 template <class Vector, int kRowsOfP, int kVectorsOfQ>
-struct PairEngine : PairPacking<kRowsOfP> {
+struct PairEngine : PairPacking<kRowsOfP, kVectorsOfQ * Vector::kWidth> {
   static constexpr int64_t kP = kRowsOfP;
   static constexpr int64_t kQ = kVectorsOfQ * Vector::kWidth;
   static constexpr int64_t kStep = 32;
@@ -175,6 +195,7 @@ struct PairEngine : PairPacking<kRowsOfP> {
   static void end() {}
   static int64_t q_width(int64_t outer) { return round_up(outer, Vector::kWidth); }
 
+  template <bool>
   static void micro(bool, const bf16* p, int64_t ldp, int64_t, const bf16* q, int64_t width, int64_t k, float* d,
                     int64_t ldd, bool accumulate) {
     using Lane = typename Vector::Lane;

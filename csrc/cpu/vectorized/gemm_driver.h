@@ -23,7 +23,7 @@ static constexpr int64_t round_up(int64_t value, int64_t multiple) {
 // Row-major panels keep a stride that is no power of two, or all their rows would share one set of the L1 cache.
 template <class Engine>
 static constexpr int64_t panel_stride(int64_t padded_k) {
-  return padded_k + 64 / static_cast<int64_t>(sizeof(typename Engine::Packed));
+  return padded_k + Engine::kPad;
 }
 
 template <class Engine>
@@ -32,13 +32,14 @@ struct GemmPlan {
   using Acc = typename Engine::Acc;
 
   int64_t padded_m, padded_k, k_block, super_columns;
+  bool few_rows;
   int64_t a_bytes, b_bytes, c_bytes, block_bytes;
 
   GemmPlan(int64_t m, int64_t k) {
     padded_m = round_up(m > 0 ? m : 1, Engine::kP > Engine::kQ ? Engine::kP : Engine::kQ);
     padded_k = round_up(k, Engine::kStep);
     // For few rows B is read once and from memory: longer runs of its rows, in as much cache.
-    const bool few_rows = m <= 64;
+    few_rows = m <= 64;
     const int64_t block = few_rows ? Engine::kKBlockOfFewRows : Engine::kKBlock;
     k_block = padded_k < block ? padded_k : block;
     super_columns = few_rows ? 4 * Engine::kSuper : Engine::kSuper;
@@ -91,21 +92,33 @@ class GemmDriver {
     const int64_t step = plan_.super_columns / halves_;
     for (int64_t n0 = 0; n0 < job_.n; n0 += step) {
       const int64_t columns = job_.n - n0 < step ? job_.n - n0 : step;
-      int64_t k0 = 0;
-      do {
-        const int64_t k = job_.k - k0 < plan_.k_block ? job_.k - k0 : plan_.k_block;
-        multiply(n0, columns, k0, k);
-        k0 += plan_.k_block;
-      } while (k0 < job_.k);
+      if (swapped_ && plan_.few_rows) {
+        // Panel by panel along all of k: the rows of B are read from memory in one go.
+        for (int64_t j = 0; j < columns; j += Engine::kP) {
+          for (int64_t half = 0; half < halves_; ++half) multiply_panel(n0, j, left(columns, j, Engine::kP), half);
+        }
+      } else {
+        for_k_blocks([&](int64_t k0, int64_t k) { multiply(n0, columns, k0, k); });
+      }
       finish(n0, columns);
     }
     Engine::end();
   }
 
- private:
+ protected:
   int64_t groups(int64_t columns) const { return (columns + Engine::kGroup - 1) / Engine::kGroup; }
   int64_t c_stride() const { return swapped_ ? plan_.padded_m : plan_.super_columns; }
   static int64_t left(int64_t size, int64_t at, int64_t step) { return size - at < step ? size - at : step; }
+
+  // At least one, though it may be empty.
+  template <class Body>
+  void for_k_blocks(const Body& body) const {
+    int64_t k0 = 0;
+    do {
+      body(k0, left(job_.k, k0, plan_.k_block));
+      k0 += plan_.k_block;
+    } while (k0 < job_.k);
+  }
 
   void pack_a() {
     for (int64_t i = 0; i < job_.m; i += swapped_ ? Engine::kQ : Engine::kP) {
@@ -128,7 +141,7 @@ class GemmDriver {
       Source<T> source = b_;
       source.data += half * job_.pair_offset;
       if (swapped_) {
-        multiply_swapped(source, half, n0, columns, k0, k);
+        multiply_swapped(source, n0, columns, half, 0, k0, k);
       } else {
         multiply_natural(source, half, n0, columns, k0, k);
       }
@@ -140,16 +153,24 @@ class GemmDriver {
     return (j / Engine::kGroup * halves_ + half) * Engine::kGroup + j % Engine::kGroup;
   }
 
-  void multiply_swapped(const Source<T>& source, int64_t half, int64_t n0, int64_t columns, int64_t k0, int64_t k) {
+  void multiply_panel(int64_t n0, int64_t j, int64_t columns, int64_t half) {
+    Source<T> source = b_;
+    source.data += half * job_.pair_offset;
+    for_k_blocks([&](int64_t k0, int64_t k) { multiply_swapped(source, n0, j + columns, half, j, k0, k); });
+  }
+
+  // Columns [first, columns) of the super block.
+  void multiply_swapped(const Source<T>& source, int64_t n0, int64_t columns, int64_t half, int64_t first, int64_t k0,
+                        int64_t k) {
     const int64_t padded_k = round_up(k, Engine::kStep), ld = panel_stride<Engine>(padded_k);
-    for (int64_t j = 0; j < columns; j += Engine::kP) {
+    for (int64_t j = first; j < columns; j += Engine::kP) {
       const int64_t panel_columns = left(columns, j, Engine::kP);
       Engine::template pack_p<T>(source, n0 + j, panel_columns, k0, k, padded_k, packed_b_, ld, false);
       Acc* c = c_ + c_column(half, j) * c_stride();
       for (int64_t i = 0; i < job_.m; i += Engine::kQ) {
         const int64_t q_width = Engine::q_width(left(job_.m, i, Engine::kQ));
-        Engine::micro(false, packed_b_, ld, panel_columns, a_panel(i) + k0 * q_width, q_width, padded_k, c + i,
-                      c_stride(), k0 > 0);
+        Engine::template micro<true>(false, packed_b_, ld, panel_columns, a_panel(i) + k0 * q_width, q_width, padded_k,
+                                     c + i, c_stride(), k0 > 0);
       }
     }
   }
@@ -158,7 +179,7 @@ class GemmDriver {
     const int64_t padded_k = round_up(k, Engine::kStep), panel_size = Engine::kQ * padded_k;
     const int64_t last_width = Engine::q_width(columns - columns / Engine::kQ * Engine::kQ);
     if (source.outer_contiguous()) {
-      pack_q_panels<Engine::kQ>(source, n0, columns, k0, k, padded_k, last_width, packed_b_, panel_size);
+      Engine::pack_q_panels(source, n0, columns, k0, k, padded_k, last_width, packed_b_, panel_size);
     } else {
       for (int64_t j = 0; j < columns; j += Engine::kQ) {
         const int64_t panel_columns = left(columns, j, Engine::kQ);
@@ -172,8 +193,9 @@ class GemmDriver {
       const Packed* panel = packed_b_ + j / Engine::kQ * panel_size;
       Acc* c = c_ + c_column(half, j);
       for (int64_t i = 0; i < job_.m; i += Engine::kP) {
-        Engine::micro(a_k_major_, a_panel(i) + k0 * (a_k_major_ ? Engine::kP : 1), ld, left(job_.m, i, Engine::kP),
-                      panel, q_width, padded_k, c + i * c_stride(), c_stride(), k0 > 0);
+        Engine::template micro<false>(a_k_major_, a_panel(i) + k0 * (a_k_major_ ? Engine::kP : 1), ld,
+                                      left(job_.m, i, Engine::kP), panel, q_width, padded_k, c + i * c_stride(),
+                                      c_stride(), k0 > 0);
       }
     }
   }
@@ -226,7 +248,7 @@ class GemmDriver {
   const GemmJob& job_;
   const GemmPlan<Engine> plan_;
   const Source<T> a_, b_;
-  const bool swapped_, a_k_major_;
+  bool swapped_, a_k_major_;
   const int64_t halves_;
   Packed* packed_a_;
   Packed* packed_b_;

@@ -217,8 +217,8 @@ static inline void pack_pairs_from_columns(const Source<bf16>& source, int64_t o
 // Columns [outer0, outer0 + outer) as Q panels of kWidth, panel_size apart, the last one of width last_width: one long
 // run of each row is read at a time, where panel after panel would touch every row, and its page, once per panel.
 template <int64_t kWidth, class T, class Packed>
-static void pack_q_panels(const Source<T>& source, int64_t outer0, int64_t outer, int64_t k0, int64_t k,
-                          int64_t padded_k, int64_t last_width, Packed* target, int64_t panel_size) {
+static void pack_q_panels_of_width(const Source<T>& source, int64_t outer0, int64_t outer, int64_t k0, int64_t k,
+                                   int64_t padded_k, int64_t last_width, Packed* target, int64_t panel_size) {
   constexpr bool kPairs = sizeof(T) == 2 && sizeof(Packed) == 2;
   constexpr int64_t kRows = kPairs ? 2 : 1;
   constexpr int64_t kAhead = 8;

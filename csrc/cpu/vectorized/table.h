@@ -1,5 +1,4 @@
-// Fills an ISA's table. Included last by csrc/cpu/<isa>/kernels.cpp, which names its engines: float32 and float16 go
-// through the float engine, bfloat16 through the pair engine where there is one, float64 through a plain path.
+// Fills an ISA's table. Included last by csrc/cpu/<isa>/kernels.cpp, which gives the matrix product of each dtype.
 #pragma once
 
 #include "cpu/kernel_table.h"
@@ -10,8 +9,8 @@
 
 namespace moe::cpu::MOE_ISA {
 
-template <class FloatEngine, class Bf16Engine, class DoubleEngine>
-static constexpr KernelTable kernel_table() {
+static constexpr KernelTable kernel_table(GemmKernel float32, GemmKernel bfloat16, GemmKernel float16,
+                                          GemmKernel float64) {
   return {
       .route_forward = route_forward,
       .route_backward = route_backward,
@@ -19,8 +18,7 @@ static constexpr KernelTable kernel_table() {
       .combine_backward = combine_backward,
       .segment_sum = segment_sum,
       .dot = dot,
-      .gemm = {gemm_kernel<float, FloatEngine>(), gemm_kernel<bf16, Bf16Engine>(), gemm_kernel<fp16, FloatEngine>(),
-               gemm_kernel<double, DoubleEngine>()},
+      .gemm = {float32, bfloat16, float16, float64},
   };
 }
 
