@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from bench.check import BOUNDS, evaluate, faults
 from bench.contender import WEIGHTS, Contender, exclusion
 from bench.contenders import CONTENDERS
-from bench.limits.floor import Floor, Limits, measure_limits
+from bench.limits.floor import Limits, floors, measure_limits
 from bench.machine import (
     ForeignLoad,
     describe_commit,
@@ -51,11 +51,6 @@ class Settings:
     seed: int
     output: Path
     isa: str | None = None
-
-
-def _floors(dtype: str, flops: int, num_bytes: dict[str, int], limits: Limits) -> dict[str, Floor]:
-    """By kind of weights."""
-    return {w: limits.floor("int8" if w == "int8" else dtype, flops, size) for w, size in num_bytes.items()}
 
 
 def _warm_up(contenders: Sequence[Contender]) -> None:
@@ -132,7 +127,7 @@ class Runner:
         self._progress.remove_task(task)
         report.limits = asdict(limits)
         for cell in report.cells:
-            cell.floors = _floors(cell.dtype, cell.flops, cell.compulsory_bytes, limits)
+            cell.floors = floors(cell.dtype, cell.flops, cell.compulsory_bytes, limits)
         report.save(self._settings.output)
         return limits
 
@@ -168,7 +163,7 @@ class Runner:
                 num_hit_experts=num_hit_experts,
                 max_expert_load=int(load.max()),
                 bounds=asdict(BOUNDS[DTYPES[dtype]]),
-                floors=_floors(dtype, flops, num_bytes, limits),
+                floors=floors(dtype, flops, num_bytes, limits),
             )
             self._run_cell(cell, problem, Truth(truth.y, truth.grads if mode == "fwdbwd" else None), contenders)
             report.cells.append(cell)

@@ -61,6 +61,7 @@ class Limits:
                 (rate, self.flops_measured_with[name]), (other.flops_per_second[name], other.flops_measured_with[name])
             )
             for name, rate in self.flops_per_second.items()
+            if name in other.flops_per_second
         }
         num_bytes, way = max(
             (self.bytes_per_second, self.bytes_measured_with), (other.bytes_per_second, other.bytes_measured_with)
@@ -72,6 +73,11 @@ class Limits:
             way,
             self.why_not,
         )
+
+
+def floors(dtype: str, flops: int, num_bytes: dict[str, int], limits: Limits) -> dict[str, Floor]:
+    """Of a cell, by kind of weights."""
+    return {w: limits.floor("int8" if w == "int8" else dtype, flops, size) for w, size in num_bytes.items()}
 
 
 def dram_bytes(threads: int) -> int:

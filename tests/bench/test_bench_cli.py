@@ -216,4 +216,7 @@ def test_both_mallocs_runs_two_processes(with_moe_ext: Path, tmp_path: Path, mon
     assert ["--tuned-malloc" in command for command in commands] == [False, True]
     assert all("--both-mallocs" not in command for command in commands)
     assert sorted(file.name for file in tmp_path.glob("both*")) == ["both.json"]
+    both = BothMallocs.load(path)
+    assert both.default.limits == both.tuned.limits
+    assert [cell.floors for cell in both.default.cells] == [cell.floors for cell in both.tuned.cells]
     assert cli.main(["run", "--both-mallocs", "--tuned-malloc"]) == 2
