@@ -16,7 +16,7 @@ set(MOE_INT8_SOURCES_avx2 int8)
 set(MOE_INT8_SOURCES_avx512 int8 int8_vnni)
 set(MOE_INT8_FLAGS_avx512_int8_vnni -mavx512vnni)
 set(MOE_INT8_SOURCES_amx int8)
-set(MOE_INT8_FLAGS_amx_int8 -mamx-int8)
+set(MOE_INT8_FLAGS_amx_int8 -mavx512vnni -mamx-int8)
 
 add_library(moe_cpu_isas OBJECT)
 target_include_directories(moe_cpu_isas PRIVATE csrc csrc/include)

@@ -48,14 +48,14 @@ struct Int8Product {
   int64_t out_stride;
 };
 
-// Columns are those of `out`. Which block of which job comes next on this thread says what to fetch early.
+// A block of one expert's rows times a block of the columns of `out`.
 struct Int8Job {
   int64_t expert, row0, rows, col0, columns;
 };
 
 struct Int8Kernels {
   void (*quantize)(const Int8QuantizeParams&, int64_t begin, int64_t end);
-  // `next` may be null.
+  // `next` is what this thread will probably run after it, whose first weights are fetched early, or null.
   void (*run)(const Int8Product&, const Int8Job& job, const Int8Job* next, void* scratch);
   int64_t (*scratch_bytes)(int64_t rows, int64_t k);
 };

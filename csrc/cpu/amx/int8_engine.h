@@ -19,7 +19,7 @@ struct AmxInt8Engine {
   static constexpr int64_t kTile = 16 * kStep;
   static constexpr int64_t kStreamedRows = 32;
   static constexpr int64_t kMostGroups = 4;
-  // 16 KiB in all streams: about what is read from memory while one read is under way, times four.
+  // 16 KiB in all streams together: some four times what memory delivers in the time that one read takes.
   static constexpr int64_t kAhead = 512;
   // Two tiles of rows by so much of k are 16 KiB.
   static constexpr int64_t kBlock = 512;

@@ -22,7 +22,7 @@ struct Int8Instructions {
     unsigned eax, ebx, ecx, edx;
     if (!__get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx)) return;
     avx512vnni = (ecx & (1u << 11)) != 0;
-    amx = (edx & (1u << 25)) != 0;
+    amx = avx512vnni && (edx & (1u << 25)) != 0;
 #endif
   }
 };

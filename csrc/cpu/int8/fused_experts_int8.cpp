@@ -38,6 +38,7 @@ struct RowsOfExperts {
 // Rows of an expert in equal blocks, for the weight is read once for each; columns cut where a block would be too large
 // a part of the whole for the threads to finish together.
 std::vector<Int8Job> cut(const RowsOfExperts& experts, int64_t columns, int64_t k, int num_threads) {
+  if (columns == 0) return {};
   const int64_t most = std::clamp(kPackedBytes / std::max<int64_t>(k, 1) / 32 * 32, kFewestRows, kMostRows);
   const auto blocks = [&](int64_t rows) { return ceil_div(rows, most); };
   const auto cost = [](int64_t rows) { return std::max(rows, kRowsOfAWeightRead); };
@@ -74,11 +75,10 @@ Status run(const Int8Product& product, const std::vector<Int8Job>& jobs, const P
       out_of_memory = true;
       return;
     }
-    // The next job is taken early: its first weights are fetched at the end of this one.
-    for (int64_t at = next_job++; at < count;) {
-      const int64_t after = next_job++;
+    for (int64_t at = next_job++; at < count; at = next_job++) {
+      // A guess: another thread may be quicker. Taking it already would leave that one without work in the end.
+      const int64_t after = next_job.load(std::memory_order_relaxed);
       kernels.run(product, jobs[at], after < count ? &jobs[after] : nullptr, scratch);
-      at = after;
     }
   });
   return out_of_memory ? Status::kOutOfMemory : Status::kOk;
