@@ -36,20 +36,25 @@ Status combine_backward(const CombineBackwardParams& params, const Parallel& par
 Status segment_sum(const SegmentSumParams& params, const Parallel& parallel) {
   if (params.num_experts < 0 || params.width < 0 || params.top_k < 1) return Status::kInvalidArgument;
   const KernelTable& table = kernels();
-  // Experts differ in size, so tasks are blocks of an expert's columns, and threads take the next one when they are
-  // done. Narrower than this, a block would read too little of each row at a time.
-  constexpr int64_t kMinColumns = 256, kMaxBlocks = 8;
-  const int64_t wide_enough = (params.width + kMinColumns - 1) / kMinColumns;
-  const int64_t blocks = parallel.num_threads == 1 || wide_enough < 1 ? 1 : std::min(wide_enough, kMaxBlocks);
-  const int64_t rows =
-      params.num_experts == 0 ? 0 : params.expert_offsets[params.num_experts] - params.expert_offsets[0];
-  const auto sum = [&](int64_t expert, int64_t block) {
-    table.segment_sum(params, expert, params.width * block / blocks, params.width * (block + 1) / blocks);
+  const int32_t* offsets = params.expert_offsets;
+  const int64_t rows = params.num_experts == 0 ? 0 : offsets[params.num_experts] - offsets[0];
+  int64_t heaviest = 0;
+  for (int64_t e = 0; e < params.num_experts; ++e) heaviest = std::max<int64_t>(heaviest, offsets[e + 1] - offsets[e]);
+  // Experts are tasks, and threads take the next one when they are done. One that holds up the others is cut into
+  // blocks of columns, and so are all, but no more than it takes: narrow blocks read little of each row at a time.
+  constexpr int64_t kMinColumns = 256;
+  const int64_t widest_cut = std::max<int64_t>((params.width + kMinColumns - 1) / kMinColumns, 1);
+  const int64_t wanted = rows == 0 ? 1 : (2 * parallel.num_threads * heaviest + rows - 1) / rows;
+  const bool is_small = rows * params.width < kElementsPerRange;
+  const int64_t blocks = is_small || parallel.num_threads == 1 ? 1 : std::min(wanted, widest_cut);
+  const auto sum = [&](int64_t task) {
+    const int64_t block = task % blocks;
+    table.segment_sum(params, task / blocks, params.width * block / blocks, params.width * (block + 1) / blocks);
   };
-  if (rows * params.width < kElementsPerRange) {
-    for (int64_t e = 0; e < params.num_experts; ++e) table.segment_sum(params, e, 0, params.width);
+  if (is_small) {
+    for (int64_t e = 0; e < params.num_experts; ++e) sum(e);
   } else {
-    parallel.for_each(params.num_experts * blocks, [&](int64_t task) { sum(task / blocks, task % blocks); });
+    parallel.for_each(params.num_experts * blocks, sum);
   }
   return Status::kOk;
 }

@@ -355,7 +355,7 @@ class Tile {
     for (int64_t r = 0; r < rows; ++r) {
       Candidates& row = candidates_[r];
       const int64_t count = row.found <= 16 ? 16 : 32;
-      row.best[16] = -infinity(0.0f);
+      row.best[16] = row.best[32] = -infinity(0.0f);
       for (int64_t half = 0; half < count; half += 16) {
 #pragma GCC unroll 16
         for (int64_t l = half; l < half + 16; ++l) {
@@ -374,18 +374,18 @@ class Tile {
     for (int64_t r = 0; r < rows; ++r) candidates_[r].usual = candidates_[r].usual && order_is_clear(candidates_[r]);
   }
 
-  // Whether the scores of the chosen, and of the one after them, are as different as their logits.
+  // Whether the scores of the chosen, of their equals, and of the one after them are as different as their logits.
   bool order_is_clear(const Candidates& row) const {
-    const float close = closeness(row);
-    const int32_t top_k = static_cast<int32_t>(p_.top_k);
+    const float close = closeness(row), last = row.best[p_.top_k - 1];
+    const int32_t count = row.found <= 16 ? 16 : 32;
     int32_t unclear = 0;
 #pragma GCC unroll 1
-    for (int32_t k = 0; k < kMostChosen; ++k) {
+    for (int32_t k = 0; k < count; ++k) {
       const float step = row.best[k] - row.best[k + 1];
-      unclear |= (k < top_k) & (step != 0.0f) & (step <= close) ? 1 : 0;
+      unclear |= (row.best[k] >= last) & (step != 0.0f) & (step <= close) ? 1 : 0;
     }
     // Far from subnormal numbers, where different exponentials would be equal.
-    return unclear == 0 && row.best[top_k - 1] - row.maximum >= -64.0f && is_finite(row.maximum);
+    return unclear == 0 && last - row.maximum >= -64.0f && is_finite(row.maximum);
   }
 
   template <int64_t kChosen>
