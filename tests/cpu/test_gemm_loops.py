@@ -1,5 +1,8 @@
-"""Grouped products at the edges of tiles, panels, blocks and jobs, on small integers: every sum is exact, so nothing but
-the one rounding of the result may happen, on any instruction set and in any order."""
+"""Grouped products at the edges of tiles, panels, blocks and jobs, on small integers.
+
+Every sum is exact then, so nothing but the one rounding of the result may happen, on any instruction set and in any
+order.
+"""
 
 import pytest
 import torch

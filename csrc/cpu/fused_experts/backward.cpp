@@ -223,9 +223,7 @@ class Backward {
     return Status::kOk;
   }
 
-  void segment_sums(const SegmentSumParams& sums) {
-    segment_sum(sums, parallel_);
-  }
+  void segment_sums(const SegmentSumParams& sums) { segment_sum(sums, parallel_); }
 
   // Rows of dz W_gate_up, a slab of columns at a time, summed over k into grad_x.
   Status input_gradient() {

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from . import _checks
-from ._autograd import differentiable, differentiable_once
+from ._autograd import call, differentiable, differentiable_once
 from ._library import fake
 from .packed_experts import PackedExperts
 
@@ -116,9 +116,9 @@ def fused_experts(
         if packed is not None and not torch.compiler.is_compiling():
             w_gate_up, w_down = packed.weights()
             transposed = False
-    outputs = _fused_experts(
-        x, w_gate_up, w_down, weights, topk_ids, b_gate_up, b_down, activation, float(alpha), float(limit),
-        interleaved, transposed, apply_weights, save, workspace_limit, deterministic,
+    outputs = call(
+        _fused_experts, x, w_gate_up, w_down, weights, topk_ids, b_gate_up, b_down, activation, float(alpha),
+        float(limit), interleaved, transposed, apply_weights, save, workspace_limit, deterministic,
     )  # fmt: skip
     return outputs[0]
 
