@@ -37,6 +37,7 @@ struct EpilogueParams {
   void* out = nullptr;  // kStore: data dtype; kAccumulate: float32 (float64 for float64 data)
   int64_t out_row_stride = 0;
   int64_t out_col_stride = 1;
+  bool out_is_cold = false;    // large, and nobody reads it soon
   const void* bias = nullptr;  // indexed by column, data dtype; kActivation: over [G] in the weight's own layout
   int64_t bias_stride = 1;
 

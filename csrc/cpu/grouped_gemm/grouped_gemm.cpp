@@ -168,6 +168,7 @@ Status grouped_gemm_wgrad(const GroupedGemmWgradParams& p, const Parallel& paral
     epilogue.out = static_cast<char*>(p.out) + e * p.out_expert_stride * out_size;
     epilogue.out_row_stride = transposed ? p.out_k_stride : p.out_n_stride;
     epilogue.out_col_stride = transposed ? p.out_n_stride : p.out_k_stride;
+    epilogue.out_is_cold = true;
     GemmJob job{};
     job.a = transposed ? rows : grad_out;
     job.b = transposed ? grad_out : rows;

@@ -5,6 +5,7 @@
 #include "cpu/vectorized/activation.h"
 #include "cpu/vectorized/mxfp8.h"
 #include "cpu/vectorized/pack.h"
+#include "cpu/vectorized/stream.h"
 
 namespace moe::cpu::MOE_ISA {
 
@@ -47,6 +48,15 @@ static void store_block(const EpilogueParams& p, const EpilogueBlock<A>& block) 
   A bias[kMaxStoredColumns], sum[kMaxStoredColumns];
   if (p.bias) load_run(static_cast<const T*>(p.bias) + block.col0 * p.bias_stride, p.bias_stride, block.columns, bias);
   T* out = static_cast<T*>(p.out) + block.col0 * p.out_col_stride;
+  if constexpr (sizeof(T) == sizeof(float) && sizeof(A) == sizeof(float)) {
+    if (p.out_is_cold && !p.bias && p.out_col_stride == 1) {
+      for (int64_t i = 0; i < block.rows; ++i) {
+        stream_run(block.gate + i * block.ld, out + (block.row0 + i) * p.out_row_stride, block.columns);
+      }
+      finish_streams();
+      return;
+    }
+  }
   for (int64_t i = 0; i < block.rows; ++i) {
     const A* c = block.gate + i * block.ld;
     if (p.bias) {

@@ -139,7 +139,7 @@ class GradientTile {
   void find_gradients_of_row(int64_t token, int64_t r) {
     Chosen& row = chosen_[r];
     const RouteRule& rule = p_.rule;
-    const int64_t top_k = p_.top_k, num_experts = p_.num_experts;
+    const int64_t num_experts = p_.num_experts;
     // Past the choices, and for sentinels, everything is 0.
     alignas(64) int32_t ids[kChosen];
     alignas(64) float z[kChosen], s[kChosen], g[kChosen], valid[kChosen];
