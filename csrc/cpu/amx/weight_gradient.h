@@ -10,8 +10,8 @@ namespace moe::cpu::MOE_ISA {
 
 class WeightGradientGemm {
  public:
-  static constexpr int64_t kMaxRows = 512;  // that the sum runs over: more need several passes over the result
-  static constexpr int64_t kElements = int64_t{256} << 10;  // of A that a job packs
+  // That the sum runs over. With more, too little of A would fit the L2 cache, and B is packed for each piece of A.
+  static constexpr int64_t kMaxRows = 4096;
 
   static bool takes(const GemmJob& job) {
     const auto fits = [](const GemmOperand& x) { return x.outer_stride == 1 && (!x.index || x.index_along_k); };
@@ -20,8 +20,11 @@ class WeightGradientGemm {
            job.params->out_col_stride == 1 && job.k > 0 && job.k <= kMaxRows;
   }
 
-  static int64_t row_chunk(int64_t k) { return smaller(kElements / (steps_of(k) * kStepK), 2048) / kPanel * kPanel; }
-  static int64_t scratch_bytes(int64_t m, int64_t k) { return (panels_of(m) + kQPanels) * steps_of(k) * kPanelStep; }
+  static int64_t row_chunk(int64_t k) {
+    const int64_t padded_k = steps_of(k) * kStepK, elements = (padded_k <= 512 ? 256 : 512) << 10;
+    return smaller(elements / padded_k, 2048) / kPanel * kPanel;
+  }
+  static int64_t scratch_bytes(int64_t m, int64_t k) { return (panels_of(m) + q_panels(k)) * steps_of(k) * kPanelStep; }
 
   WeightGradientGemm(const GemmJob& job, void* scratch)
       : job_(job),
@@ -37,8 +40,9 @@ class WeightGradientGemm {
       transpose_columns(rows, job_.k, i, smaller(kPanel, job_.m - i), p_ + i / kPanel * steps_ * kPanelStep);
     }
     find_rows(job_.b, rows);
-    for (int64_t j0 = 0; j0 < job_.n; j0 += kQPanels * kPanel) {
-      const int64_t columns = smaller(job_.n - j0, kQPanels * kPanel);
+    const int64_t block_columns = q_panels(job_.k) * kPanel;
+    for (int64_t j0 = 0; j0 < job_.n; j0 += block_columns) {
+      const int64_t columns = smaller(job_.n - j0, block_columns);
       for (int64_t j = 0; j < columns; j += kPanel) {
         interleave_columns(rows, job_.k, j0 + j, smaller(kPanel, columns - j), q_panel(j));
       }
@@ -52,7 +56,8 @@ class WeightGradientGemm {
   }
 
  private:
-  static constexpr int64_t kQPanels = 16;
+  // Half a MiB of B at a time.
+  static int64_t q_panels(int64_t k) { return smaller(16, 256 / steps_of(k)); }
 
   void find_rows(const GemmOperand& operand, const bf16** rows) const {
     const Source<bf16> source(operand);
