@@ -1,7 +1,8 @@
 // A job whose B, an expert's weight, is contiguous along its columns: the products of the backward pass, and the
 // forward ones of weights that are stored transposed.
 //
-// A's rows are P, where they lie in memory if they can; pairs of B's rows become Q, a block at a time, and while one
+// A's rows are packed as P, for at most distances their tiles would crowd into few sets of the caches; rows too long to
+// stay in the L2 cache are loaded from where they lie. Pairs of B's rows become Q, a block at a time, and while one
 // block is multiplied the next one is made from B and the one after that is fetched from memory.
 #pragma once
 
@@ -20,7 +21,9 @@ class ColumnWeightGemm {
   }
 
   // Of all rows but those of a panel that is not full.
-  static bool loads_rows_directly(const GemmJob& job) { return !job.a.index && job.k % kStepK == 0; }
+  static bool loads_rows_directly(const GemmJob& job) {
+    return !job.a.index && job.k % kStepK == 0 && job.k > kMostPacked;
+  }
   static int64_t scratch_bytes(const GemmJob& job) { return Plan(job).bytes(); }
 
   ColumnWeightGemm(const GemmJob& job, void* scratch)
@@ -50,6 +53,7 @@ class ColumnWeightGemm {
   }
 
  private:
+  static constexpr int64_t kMostPacked = 2048;
   static constexpr int64_t kBlockColumns = 256;
   static constexpr int64_t kBlockK = 256;
   static constexpr int64_t kLdc = kBlockColumns + kTileSide;
