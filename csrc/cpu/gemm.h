@@ -73,6 +73,8 @@ struct GemmJob {
   const EpilogueParams* params = nullptr;
   int64_t row0 = 0;
   int64_t col0 = 0;
+  // A and B have changed places, for a result that is stored the other way round: its bits must not show it.
+  bool operands_swapped = false;
   // Where B of the job begins that this thread will probably do next: worth fetching, never read. Strides as here.
   const void* next_b = nullptr;
   // a.index / b.index are offset by the caller, so position 0 is the job's first row (or k).

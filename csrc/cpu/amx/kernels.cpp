@@ -3,6 +3,7 @@
 #include "cpu/amx/gemm.h"
 #include "cpu/amx/split_gemm.h"
 #include "cpu/avx512/select.h"
+#include "cpu/avx512/stream.h"
 #include "cpu/portable/vector.h"
 #include "cpu/vectorized/engines.h"
 #include "cpu/vectorized/table.h"

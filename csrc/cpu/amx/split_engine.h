@@ -28,6 +28,7 @@ struct SplitEngine : SplitPacking<kParts, 32, 32> {
   static constexpr int64_t kKBlockOfFewRows = kKBlock;
   static constexpr int64_t kSuper = 256;
   static constexpr int64_t kMChunk = 288;
+  static constexpr bool kOrdersByOperand = true;
 
   static void begin() { AmxEngine::begin(); }
   static void end() { AmxEngine::end(); }

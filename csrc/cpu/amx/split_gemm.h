@@ -66,7 +66,7 @@ class SplitDriver : public GemmDriver<T, SplitEngine<kParts>> {
   void run() {
     Engine::begin();
     Base::pack_a();
-    if (!Base::swapped_ || b_.index || job_.k == 0) {
+    if (!Base::swapped_ || b_.index || job_.k == 0 || job_.operands_swapped) {
       multiply_blocks();
     } else if (job_.m <= Engine::kQ) {
       stream();

@@ -22,7 +22,7 @@ static constexpr int64_t panels_of(int64_t size) { return (size + kPanel - 1) / 
 static constexpr int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // The compiler does not know what tile instructions read and write: nothing may move across this.
-MOE_INLINE void tiles_touch_memory() { asm volatile("" ::: "memory"); }
+MOE_INLINE void tiles_touch_memory() { __atomic_signal_fence(__ATOMIC_SEQ_CST); }
 
 // Two tiles for each step of k, by distances in bytes: between the rows of a tile, from step to step, from the first
 // tile to the second.

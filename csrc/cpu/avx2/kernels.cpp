@@ -1,6 +1,7 @@
 // AVX2 with fused multiply-add: six rows by two vectors of eight leave one register for the broadcast.
 #define MOE_ISA avx2
 #include "cpu/avx2/select.h"
+#include "cpu/avx2/stream.h"
 #include "cpu/avx2/vector.h"
 #include "cpu/portable/vector.h"
 #include "cpu/vectorized/few_rows.h"

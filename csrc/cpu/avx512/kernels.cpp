@@ -1,6 +1,7 @@
 // AVX-512: eight rows by three vectors of sixteen, 24 of the 32 registers.
 #define MOE_ISA avx512
 #include "cpu/avx512/select.h"
+#include "cpu/avx512/stream.h"
 #include "cpu/avx512/vector.h"
 #include "cpu/portable/vector.h"
 #include "cpu/vectorized/few_rows.h"

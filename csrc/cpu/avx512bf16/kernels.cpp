@@ -1,6 +1,7 @@
 // AVX-512 with dot products of bfloat16 pairs. Chosen by itself only where they are fast: see cpu/isa.cpp.
 #define MOE_ISA avx512bf16
 #include "cpu/avx512/select.h"
+#include "cpu/avx512/stream.h"
 #include "cpu/avx512bf16/vector.h"
 #include "cpu/portable/vector.h"
 #include "cpu/vectorized/few_rows.h"

@@ -34,7 +34,7 @@ Status combine_backward(const CombineBackwardParams& params, const Parallel& par
 }
 
 Status segment_sum(const SegmentSumParams& params, const Parallel& parallel) {
-  if (params.num_experts < 0 || params.width < 0 || params.top_k < 1) return Status::kInvalidArgument;
+  if (params.num_experts < 0 || params.width < 0 || params.top_k < 0) return Status::kInvalidArgument;
   const KernelTable& table = kernels();
   const int32_t* offsets = params.expert_offsets;
   const int64_t rows = params.num_experts == 0 ? 0 : offsets[params.num_experts] - offsets[0];

@@ -172,6 +172,7 @@ Status grouped_gemm_wgrad(const GroupedGemmWgradParams& p, const Parallel& paral
     GemmJob job{};
     job.a = transposed ? rows : grad_out;
     job.b = transposed ? grad_out : rows;
+    job.operands_swapped = transposed;
     job.m = transposed ? p.k : p.n;
     job.n = transposed ? p.n : p.k;
     job.k = p.expert_offsets[e + 1] - begin;

@@ -1,6 +1,7 @@
 // Portable C++: the compiler's own vector types, sixteen bytes wide, on any machine.
 #define MOE_ISA portable
 #include "cpu/portable/select.h"
+#include "cpu/portable/stream.h"
 #include "cpu/portable/transpose.h"
 #include "cpu/portable/vector.h"
 #include "cpu/vectorized/few_rows.h"

@@ -153,6 +153,15 @@ class GemmDriver {
     return (j / Engine::kGroup * halves_ + half) * Engine::kGroup + j % Engine::kGroup;
   }
 
+  // Where an engine's order of products goes by A and B, by which of them was which at first.
+  template <bool kPIsB, class... Arguments>
+  void micro(Arguments... arguments) {
+    if constexpr (requires { Engine::kOrdersByOperand; }) {
+      if (job_.operands_swapped) return Engine::template micro<!kPIsB>(arguments...);
+    }
+    Engine::template micro<kPIsB>(arguments...);
+  }
+
   void multiply_panel(int64_t n0, int64_t j, int64_t columns, int64_t half) {
     Source<T> source = b_;
     source.data += half * job_.pair_offset;
@@ -169,8 +178,8 @@ class GemmDriver {
       Acc* c = c_ + c_column(half, j) * c_stride();
       for (int64_t i = 0; i < job_.m; i += Engine::kQ) {
         const int64_t q_width = Engine::q_width(left(job_.m, i, Engine::kQ));
-        Engine::template micro<true>(false, packed_b_, ld, panel_columns, a_panel(i) + k0 * q_width, q_width, padded_k,
-                                     c + i, c_stride(), k0 > 0);
+        micro<true>(false, packed_b_, ld, panel_columns, a_panel(i) + k0 * q_width, q_width, padded_k, c + i,
+                    c_stride(), k0 > 0);
       }
     }
   }
@@ -193,9 +202,8 @@ class GemmDriver {
       const Packed* panel = packed_b_ + j / Engine::kQ * panel_size;
       Acc* c = c_ + c_column(half, j);
       for (int64_t i = 0; i < job_.m; i += Engine::kP) {
-        Engine::template micro<false>(a_k_major_, a_panel(i) + k0 * (a_k_major_ ? Engine::kP : 1), ld,
-                                      left(job_.m, i, Engine::kP), panel, q_width, padded_k, c + i * c_stride(),
-                                      c_stride(), k0 > 0);
+        micro<false>(a_k_major_, a_panel(i) + k0 * (a_k_major_ ? Engine::kP : 1), ld, left(job_.m, i, Engine::kP),
+                     panel, q_width, padded_k, c + i * c_stride(), c_stride(), k0 > 0);
       }
     }
   }
