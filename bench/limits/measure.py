@@ -83,7 +83,8 @@ def working_sets(threads: int, quick: bool) -> list[int]:
 
 def measure(kernels: Kernels, threads: Sequence[int], quick: bool, on_step: Callable[[str], None]) -> MachineLimits:
     """About half a minute for each number of threads; `on_step` hears what comes next."""
-    seconds, trials = (0.002, 1) if quick else (0.04, 4)
+    # Several trials even when quick: one alone is worth nothing on a machine that is also doing something else.
+    seconds, trials = (0.002, 5) if quick else (0.04, 4)
     date = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
     result = MachineLimits(date, describe_machine(), list(threads))
     for count in threads:

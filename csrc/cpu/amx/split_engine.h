@@ -8,7 +8,7 @@
 // float32 multiplication. A tile sums the sixteen pairs of a step from zero before it adds them, and a block of k
 // starts from zero too, so a long sum has fewer roundings than one chain of fused multiply-adds.
 //
-// What a part that is NaN or infinite would do to a sum is undone by repair().
+// What a part that is NaN or infinite would do to a sum is undone by cpu/amx/split_nonfinite.h.
 #pragma once
 
 #include "cpu/amx/engine.h"
