@@ -3,8 +3,8 @@
 //
 //   C[i,j] = sum over k of A[i,k] * B[k,j]      accumulated in float32 (float64 for float64 data) in one fixed order
 //
-// The order of the sum over k depends on nothing but k, so results do not change with the number of threads or the
-// way work is cut into jobs.
+// The order of the sum over k depends on k, and where a job allows it on how many rows its expert has, so results do not
+// change with the number of threads or the way work is cut into jobs.
 #pragma once
 
 #include <cstdint>
@@ -75,6 +75,8 @@ struct GemmJob {
   int64_t col0 = 0;
   // A and B have changed places, for a result that is stored the other way round: its bits must not show it.
   bool operands_swapped = false;
+  // Rows of the whole expert, where the order of sums may depend on them; else 0.
+  int64_t expert_rows = 0;
   // Where B of the job begins that this thread will probably do next: worth fetching, never read. Strides as here.
   const void* next_b = nullptr;
   // a.index / b.index are offset by the caller, so position 0 is the job's first row (or k).

@@ -6,6 +6,7 @@
 #include "cpu/avx512/stream.h"
 #include "cpu/portable/vector.h"
 #include "cpu/vectorized/engines.h"
+#include "cpu/vectorized/row_dots.h"
 #include "cpu/vectorized/table.h"
 
 namespace moe::cpu {
@@ -13,7 +14,9 @@ namespace moe::cpu {
 const KernelTable& amx_kernels() {
   using namespace amx;
   using Double = FloatEngine<NativeVector<double>, 2, 4, 16>;
-  static constexpr KernelTable table = kernel_table(split_gemm_kernel<float, 3>(), gemm_kernel<bf16, AmxEngine>(),
+  static constexpr GemmKernel split_float = split_gemm_kernel<float, 3>();
+  using Dots = FloatEngine<Avx512Vector, 8, 2, SplitEngine<3>::kGroup>;
+  static constexpr KernelTable table = kernel_table(with_row_dots<Dots, split_float>(), gemm_kernel<bf16, AmxEngine>(),
                                                     split_gemm_kernel<fp16, 2>(), gemm_kernel<double, Double>());
   return table;
 }

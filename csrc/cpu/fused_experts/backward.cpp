@@ -108,7 +108,7 @@ class Backward {
       job.row0 = begin;
       return job;
     };
-    return run_grouped({p_.dtype, p_.num_experts, describe}, parallel_);
+    return run_grouped({p_.dtype, p_.num_experts, p_.batch_invariant, describe}, parallel_);
   }
 
   // d topk_weights = <dA, a> (+ <grad_y, b_down>): the rows that were combined are never needed again.

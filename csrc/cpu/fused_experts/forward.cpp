@@ -46,7 +46,7 @@ Status first_product(const FusedExpertsProblem& p, void* preact, bool preact_is_
     job.row0 = begin;
     return job;
   };
-  return run_grouped({p.dtype, p.num_experts, describe}, parallel);
+  return run_grouped({p.dtype, p.num_experts, p.batch_invariant, describe}, parallel);
 }
 
 Status fused_experts(const FusedExpertsParams& params, const Parallel& parallel) {
@@ -78,6 +78,7 @@ Status fused_experts(const FusedExpertsParams& params, const Parallel& parallel)
         .bias_stride = p.b_down.stride,
         .out = rows,
         .out_stride = end - begin,
+        .batch_invariant = p.batch_invariant,
     };
     if (const Status status = grouped_gemm(down, parallel); status != Status::kOk) return status;
     const CombineParams combine = {

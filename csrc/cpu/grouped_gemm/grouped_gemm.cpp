@@ -53,7 +53,8 @@ Status run_grouped(const GroupedProduct& product, const Parallel& parallel) {
   std::vector<GemmJob> experts(product.num_experts);
   int64_t work = 0;
   for (int64_t e = 0; e < product.num_experts; ++e) {
-    const GemmJob& job = experts[e] = product.describe(e);
+    GemmJob& job = experts[e] = product.describe(e);
+    if (!product.batch_invariant) job.expert_rows = job.m;
     if (job.m > 0 && job.n > 0) work += work_of(job, job.m);
   }
   if (work == 0) return Status::kOk;
@@ -139,7 +140,7 @@ Status grouped_gemm(const GroupedGemmParams& p, const Parallel& parallel) {
     job.row0 = begin;
     return job;
   };
-  return run_grouped({p.dtype, p.num_experts, describe}, parallel);
+  return run_grouped({p.dtype, p.num_experts, p.batch_invariant, describe}, parallel);
 }
 
 Status grouped_gemm_wgrad(const GroupedGemmWgradParams& p, const Parallel& parallel) {
@@ -181,7 +182,7 @@ Status grouped_gemm_wgrad(const GroupedGemmWgradParams& p, const Parallel& paral
     if (p.accumulate && job.k == 0) job.m = 0;
     return job;
   };
-  return run_grouped({p.dtype, p.num_experts, describe}, parallel);
+  return run_grouped({p.dtype, p.num_experts, true, describe}, parallel);
 }
 
 }  // namespace moe::cpu

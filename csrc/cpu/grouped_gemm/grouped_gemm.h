@@ -16,6 +16,7 @@ Status grouped_gemm_wgrad(const GroupedGemmWgradParams& params, const Parallel& 
 struct GroupedProduct {
   DType dtype;
   int64_t num_experts;
+  bool batch_invariant;  // the order of a row's sums does not depend on how many rows its expert has
   std::function<GemmJob(int64_t expert)> describe;
 };
 Status run_grouped(const GroupedProduct& product, const Parallel& parallel);

@@ -54,6 +54,7 @@ struct FusedExpertsProblem {
   const int32_t* expert_offsets;
   const int32_t* row_to_slot;
   const int32_t* slot_to_row;
+  bool batch_invariant;  // on the CPU: what belongs to a row does not depend on its expert's other rows
   int64_t slab_columns;  // transient [R,H] buffers hold this many columns at a time
 };
 

@@ -29,6 +29,7 @@ struct GroupedGemmParams {
   int64_t bias_expert_stride, bias_stride;
   void* out;
   int64_t out_stride;  // unit stride over n
+  bool batch_invariant = true;  // on the CPU: a row of out does not depend on how many rows its expert has
 };
 
 // out[e, n, k] (+)= sum over the rows r of e of grad_out[r, n] * rows[r, k].

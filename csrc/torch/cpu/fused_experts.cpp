@@ -22,10 +22,11 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> fused_experts(
     const Tensor& x, const Tensor& w_gate_up, const Tensor& w_down, const Tensor& topk_weights, const Tensor& topk_ids,
     const std::optional<Tensor>& b_gate_up, const std::optional<Tensor>& b_down, const std::string& activation,
     double alpha, double limit, bool interleaved, bool transposed, const std::string& apply_weights,
-    const std::string& save, std::optional<int64_t> workspace_limit, bool /*deterministic: this backend always is*/) {
+    const std::string& save, std::optional<int64_t> workspace_limit, bool deterministic) {
   FusedExpertsArguments a(Place::kCpu, x, w_gate_up, w_down, topk_weights, topk_ids, b_gate_up, b_down, activation,
                           alpha, limit, interleaved, transposed, apply_weights, save, workspace_limit);
   FusedExpertsProblem& p = a.problem;
+  p.batch_invariant = deterministic;
   std::vector<int32_t> row_to_slot(a.num_rows());
   p.row_to_slot = row_to_slot.data();
   const cpu::Parallel parallel = torch_threads();
@@ -76,13 +77,14 @@ ExpertGradients fused_experts_backward(
     const std::optional<Tensor>& b_gate_up, const std::optional<Tensor>& b_down, const Tensor& preact,
     const Tensor& expert_offsets, const Tensor& slot_to_row, const std::string& activation, double alpha, double limit,
     bool interleaved, bool transposed, const std::string& apply_weights, std::optional<int64_t> workspace_limit,
-    bool /*deterministic: this backend always is*/, bool x_grad, bool weight_grads, bool routing_grad) {
+    bool deterministic, bool x_grad, bool weight_grads, bool routing_grad) {
   FusedExpertsBackwardArguments a(Place::kCpu, grad_y, x, w_gate_up, w_down, topk_weights, b_gate_up, b_down, preact,
                                   expert_offsets, slot_to_row, activation, alpha, limit, interleaved, transposed,
                                   apply_weights, workspace_limit, x_grad, weight_grads, routing_grad);
   a.checks.offsets_fit(a.expert_offsets, "expert_offsets", a.num_rows());
   const std::vector<int32_t> row_to_slot = slots_of_rows(a.checks, a.expert_offsets, a.slot_to_row);
   a.problem.row_to_slot = row_to_slot.data();
+  a.problem.batch_invariant = deterministic;
   a.params.problem = a.problem;
   std::apply([](auto&... gradient) { (ask_for_huge_pages(gradient), ...); }, a.gradients);
   a.checks.is_ok(cpu::fused_experts_backward(a.params, torch_threads()));
