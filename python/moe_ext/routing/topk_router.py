@@ -1,37 +1,19 @@
 """A linear router with top-k selection: the score of every MoE model in one module."""
 
 import math
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moe_ext.ops import route
+from moe_ext.routing._precision import Float32Module, no_autocast
 from moe_ext.routing.expert_bias import UpdateMode, update_expert_bias
+from moe_ext.routing.router import RouterOutput
 
 
-class RouterOutput(NamedTuple):
-    """What a router hands to the experts, and to the losses."""
-
-    topk_weights: Tensor
-    """[T, K] float32 (float64 for float64 input)."""
-    topk_ids: Tensor
-    """[T, K] int32; -1 where no expert was chosen."""
-    router_logits: Tensor
-    """[T, E] float32 (float64 for float64 input)."""
-
-
-def _no_autocast(device_type: str) -> AbstractContextManager[Any]:
-    # torch.autocast refuses devices without autocast, among them meta.
-    if torch.amp.is_autocast_available(device_type):
-        return torch.autocast(device_type, enabled=False)
-    return nullcontext()
-
-
-class TopKRouter(nn.Module):
+class TopKRouter(Float32Module):
     """`router_logits = x W^T (+ b)` in float32, then `moe_ext.route`.
 
     The router stays in float32 whatever surrounds it: the weight and the expert bias are float32 and refuse to be
@@ -122,7 +104,7 @@ class TopKRouter(nn.Module):
     def compute_logits(self, x: Tensor) -> Tensor:
         """[T, H] -> router_logits [T, E], float32 (float64 for float64 x), with jitter while training."""
         dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        with _no_autocast(x.device.type):
+        with no_autocast(x.device.type):
             x = x.to(dtype)
             if self.training and self.jitter > 0:
                 x = x * torch.empty_like(x).uniform_(1 - self.jitter, 1 + self.jitter)
@@ -153,17 +135,6 @@ class TopKRouter(nn.Module):
         if self.expert_bias is None:
             raise RuntimeError("TopKRouter.update_expert_bias: this router was built with expert_bias=False")
         update_expert_bias(self.expert_bias, counts, rate, mode)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "TopKRouter":
-        # Module.to, .half, .bfloat16, .cuda ... all end here. Let them move the router, never narrow it.
-        def never_below_float32(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            if moved.is_floating_point() and moved.dtype not in (torch.float32, torch.float64):
-                # From the original, not from `moved`: that one has lost its low bits.
-                return tensor.to(device=moved.device, dtype=torch.float32)
-            return moved
-
-        return super()._apply(never_below_float32, recurse)
 
     def extra_repr(self) -> str:
         parts = [f"hidden_size={self.hidden_size}, num_experts={self.num_experts}, top_k={self.top_k}"]
