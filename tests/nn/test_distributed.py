@@ -10,7 +10,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch.distributed.device_mesh import init_device_mesh
 
-from moe_ext.nn import MoE
+from moe_ext.nn import MoE, update_expert_biases
 
 fsdp = pytest.importorskip("torch.distributed.fsdp")
 
@@ -47,6 +47,39 @@ def _update_on_rank(rank: int, store: str) -> None:
     layer.update_expert_bias()
     assert layer.router.expert_bias.tolist() == pytest.approx([0.0, 0.0, 1e-3, -1e-3]), rank
     dist.destroy_process_group()
+
+
+def _accumulate_on_rank(rank: int, store: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", store=dist.FileStore(store, 2), rank=rank, world_size=2)
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(*(MoE(4, 3, 4, 2, aux_loss_free=True) for _ in range(2)))
+    batches = torch.randn(2, 3, 7, 4)  # of both ranks
+    alone = copy.deepcopy(model)
+    for batch in batches.reshape(6, 7, 4):
+        alone(batch)
+    for layer in alone:
+        layer.apply_expert_counts(1e-3, "rms")
+
+    parallel = torch.nn.parallel.DistributedDataParallel(model)
+    for batch in batches[rank]:
+        parallel(batch).sum().backward()
+    update_expert_biases(parallel)
+    for layer, expected in zip(model, alone, strict=True):
+        assert torch.equal(layer.router.expert_bias, expected.router.expert_bias), rank
+        assert (layer.expert_counts == 0).all()
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_accumulation_under_data_parallelism(tmp_path: Path) -> None:
+    """Buffers are broadcast from rank 0 before every forward pass; what is counted must not be."""
+    mp.spawn(_accumulate_on_rank, (str(tmp_path / "store"),), nprocs=2)
+
+
+def test_a_model_without_biases() -> None:
+    with pytest.raises(ValueError, match="no MoE layer"):
+        update_expert_biases(MoE(4, 3, 4, 2))
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 """Layers: a whole MoE feed-forward layer, and the parts it is made of."""
 
+from moe_ext.nn.balancing import update_expert_biases
 from moe_ext.nn.experts import Experts
 from moe_ext.nn.metrics import RoutingMetrics, routing_metrics
 from moe_ext.nn.moe import MoE, MoELosses, MoEOutput
@@ -15,4 +16,5 @@ __all__ = [
     "RoutingMetrics",
     "SharedExpert",
     "routing_metrics",
+    "update_expert_biases",
 ]

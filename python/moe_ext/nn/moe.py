@@ -1,6 +1,7 @@
 """The MoE feed-forward layer: router, experts, shared expert, auxiliary losses."""
 
 import math
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -12,7 +13,8 @@ from moe_ext.nn.experts import Experts
 from moe_ext.nn.metrics import RoutingMetrics, routing_metrics
 from moe_ext.nn.shared_expert import SharedExpert
 from moe_ext.ops import route
-from moe_ext.routing import TopKRouter
+from moe_ext.ops.types import Routing
+from moe_ext.routing import Router, RouterOutput, TopKRouter
 
 
 class MoELosses(NamedTuple):
@@ -51,8 +53,16 @@ class MoE(nn.Module):
     **Balancing without a loss.** `aux_loss_free=True` gives the router an `expert_bias` and counts the load while
     training; call `update_expert_bias()` after each optimizer step (arXiv:2408.15664, DeepSeek-V3).
 
+    **Other routers.** `router=` takes any router of the same contract in place of the built-in one, whose options then
+    mean nothing: `moe_ext.routing.Router` and its published models. `capacity=` stands between router and experts and
+    may drop slots or move them, such as `moe_ext.routing.Capacity`; losses, counts and the bias update see the choices
+    from before it, metrics those after it.
+
     Args:
         hidden_size, intermediate_size, num_experts, top_k: H, I, E, K.
+        router: a module (x [T, H], further keyword inputs of `forward`) -> `RouterOutput`, or None for a `TopKRouter`
+            of the options below. A `moe_ext.routing.Router` is also given `token_mask`.
+        capacity: a module (Routing, router_logits=...) -> Routing, or None for no limit.
         activation, bias, alpha, limit, apply_weights, save, workspace_limit, deterministic: of the experts, see
             `Experts`. The shared expert uses the same activation and bias.
         score, softmax_after, num_groups, topk_groups, group_top, group_fill, renormalize, eps, scale, nonfinite,
@@ -74,6 +84,8 @@ class MoE(nn.Module):
     """
 
     expert_counts: Tensor | None
+    """[E] int64, the load since the last `update_expert_bias`, with `aux_loss_free=True`. A plain attribute: data
+    parallelism would overwrite a buffer with that of rank 0 before each forward pass."""
 
     def __init__(
         self,
@@ -82,6 +94,8 @@ class MoE(nn.Module):
         num_experts: int,
         top_k: int,
         *,
+        router: nn.Module | None = None,
+        capacity: nn.Module | None = None,
         activation: str = "swiglu",
         bias: bool = False,
         alpha: float = 1.702,
@@ -133,25 +147,32 @@ class MoE(nn.Module):
         self.load_balancing_counts = load_balancing_counts
         self.z_loss_coef = z_loss_coef
         self.auxiliary_loss_scale = 1.0
-        self.router = TopKRouter(
-            hidden_size,
-            num_experts,
-            top_k,
-            score=score,
-            softmax_after=softmax_after,
-            num_groups=num_groups,
-            topk_groups=topk_groups,
-            group_top=group_top,
-            group_fill=group_fill,
-            renormalize=renormalize,
-            eps=eps,
-            scale=scale,
-            nonfinite=nonfinite,
-            bias=router_bias,
-            expert_bias=aux_loss_free,
-            jitter=jitter,
-            init_std=init_std,
-            device=device,
+        if router is not None and aux_loss_free and not hasattr(router, "update_expert_bias"):
+            raise ValueError("MoE: aux_loss_free=True needs a router with update_expert_bias()")
+        self.capacity = capacity
+        self.router = (
+            router
+            if router is not None
+            else TopKRouter(
+                hidden_size,
+                num_experts,
+                top_k,
+                score=score,
+                softmax_after=softmax_after,
+                num_groups=num_groups,
+                topk_groups=topk_groups,
+                group_top=group_top,
+                group_fill=group_fill,
+                renormalize=renormalize,
+                eps=eps,
+                scale=scale,
+                nonfinite=nonfinite,
+                bias=router_bias,
+                expert_bias=aux_loss_free,
+                jitter=jitter,
+                init_std=init_std,
+                device=device,
+            )
         )
         ffn: dict[str, Any] = {
             "activation": activation,
@@ -175,14 +196,12 @@ class MoE(nn.Module):
         self.shared_expert: SharedExpert | None = None
         if shared_intermediate_size:
             self.shared_expert = SharedExpert(hidden_size, shared_intermediate_size, gate=shared_expert_gate, **ffn)
-        # The load since the last update_expert_bias(). Not persistent: it belongs to an optimizer step in progress.
-        counts = torch.zeros(num_experts, dtype=torch.int64, device=device) if aux_loss_free else None
-        self.register_buffer("expert_counts", counts, persistent=False)
+        self.expert_counts = torch.zeros(num_experts, dtype=torch.int64, device=device) if aux_loss_free else None
 
     def reset_parameters(self) -> None:
         """(Re)initialise everything, for use after `to_empty` on a layer built on the meta device."""
-        for module in (self.router, self.experts, self.shared_expert):
-            if module is not None:
+        for module in (*self.router.modules(), self.experts, self.shared_expert):
+            if hasattr(module, "reset_parameters"):
                 module.reset_parameters()
         if self.expert_counts is not None:
             self.expert_counts.zero_()
@@ -194,6 +213,7 @@ class MoE(nn.Module):
         token_mask: Tensor | None = None,
         return_losses: bool = False,
         return_metrics: bool = False,
+        **route_inputs: Tensor | None,
     ) -> Tensor | MoEOutput:
         """Apply the layer.
 
@@ -203,12 +223,12 @@ class MoE(nn.Module):
                 their y is that of the shared expert alone.
             return_losses: return `MoEOutput` with the losses, see above.
             return_metrics: return `MoEOutput` with the metrics, which cost nothing unless asked for.
+            route_inputs: what a router of your own asks for beside x, [...] each, such as `token_ids` or `task_ids`.
 
         Returns:
             y [..., H], or `MoEOutput` if losses or metrics were asked for.
         """
-        tokens = x.reshape(-1, self.hidden_size)
-        topk_weights, topk_ids, router_logits = self.router(tokens)
+        topk_weights, topk_ids, router_logits = self._route(x, token_mask, route_inputs)
         if token_mask is not None:
             topk_ids = topk_ids.masked_fill(~token_mask.reshape(-1, 1), -1)
         if self.expert_counts is not None and self.training:
@@ -222,6 +242,8 @@ class MoE(nn.Module):
             total = self._losses(router_logits, topk_ids, x.shape).total
             topk_weights = add_auxiliary_loss(topk_weights, total, self.auxiliary_loss_scale)
 
+        if self.capacity is not None:
+            topk_weights, topk_ids = self.capacity(Routing(topk_weights, topk_ids), router_logits=router_logits)
         y = self.experts(x, topk_weights, topk_ids)
         if self.shared_expert is not None:
             y = y + self.shared_expert(x)
@@ -229,27 +251,45 @@ class MoE(nn.Module):
             return y
         metrics = None
         if return_metrics:
-            metrics = routing_metrics(router_logits, topk_ids, topk_weights, score=self.router.score)
+            metrics = routing_metrics(
+                router_logits, topk_ids, topk_weights, score=getattr(self.router, "score", "softmax")
+            )
         return MoEOutput(y, losses, metrics)
+
+    def _route(self, x: Tensor, token_mask: Tensor | None, inputs: dict[str, Tensor | None]) -> RouterOutput:
+        tokens = x.reshape(-1, self.hidden_size)
+        by_token = {name: None if t is None else t.reshape(len(tokens), -1).squeeze(1) for name, t in inputs.items()}
+        if isinstance(self.router, Router) and token_mask is not None:
+            by_token["token_mask"] = token_mask.reshape(-1)
+        return self.router(tokens, **by_token)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "MoE":
+        if self.expert_counts is not None:
+            self.expert_counts = fn(self.expert_counts)
+        return super()._apply(fn, recurse)
 
     def _losses(self, router_logits: Tensor, topk_ids: Tensor, shape: torch.Size) -> MoELosses:
         # Tokens that no expert was found for (masked, or sanitized logits) say nothing about the balance, and logits
         # that were NaN or +inf would turn the loss of all others into NaN.
         counted = (topk_ids >= 0).any(dim=1)
-        if self.router.nonfinite == "sanitize":
+        if getattr(self.router, "nonfinite", "propagate") == "sanitize":
             counted = counted & (router_logits < float("inf")).all(dim=1)
         if self.load_balancing_counts == "unbiased":
             topk_ids = route(router_logits.detach(), self.top_k, score="none").topk_ids
         balance = load_balancing_loss(
             router_logits,
             topk_ids,
-            score="softmax" if self.router.score == "none" else self.router.score,
+            score=self._probability_score(),
             convention=self.load_balancing_convention,
             num_sequences=max(math.prod(shape[:-2]), 1) if self.load_balancing_scope == "sequence" else 1,
             token_mask=counted,
         )
         router_z = router_z_loss(router_logits, token_mask=counted)
         return MoELosses(balance, router_z, self.load_balancing_coef * balance + self.z_loss_coef * router_z)
+
+    def _probability_score(self) -> Any:
+        score = getattr(self.router, "score", "softmax")
+        return "softmax" if score == "none" else score
 
     @torch.no_grad()
     def update_expert_bias(
@@ -271,6 +311,13 @@ class MoE(nn.Module):
             raise RuntimeError("MoE.update_expert_bias: this layer was built with aux_loss_free=False")
         if dist.is_available() and dist.is_initialized():
             dist.all_reduce(self.expert_counts, group=group)
+        self.apply_expert_counts(rate, mode)
+
+    @torch.no_grad()
+    def apply_expert_counts(self, rate: float, mode: Literal["sign", "rms", "proportional"]) -> None:
+        """`update_expert_bias` from `expert_counts` as they are, already summed over the ranks."""
+        if self.expert_counts is None:
+            raise RuntimeError("MoE.apply_expert_counts: this layer was built with aux_loss_free=False")
         self.router.update_expert_bias(self.expert_counts, rate, mode)
         self.expert_counts.zero_()
 
