@@ -64,7 +64,7 @@ def _accumulate_on_rank(rank: int, store: str) -> None:
     parallel = torch.nn.parallel.DistributedDataParallel(model)
     for batch in batches[rank]:
         parallel(batch).sum().backward()
-    update_expert_biases(parallel)
+    update_expert_biases(parallel, mode="rms")
     for layer, expected in zip(model, alone, strict=True):
         assert torch.equal(layer.router.expert_bias, expected.router.expert_bias), rank
         assert (layer.expert_counts == 0).all()
