@@ -2,8 +2,15 @@
 
 from moe_ext.nn.balancing import update_expert_biases
 from moe_ext.nn.experts import Experts
-from moe_ext.nn.metrics import RoutingMetrics, routing_metrics
+from moe_ext.nn.metrics import (
+    RoutingMetrics,
+    overflow_by_choice,
+    padding_waste,
+    routing_churn,
+    routing_metrics,
+)
 from moe_ext.nn.moe import MoE, MoELosses, MoEOutput
+from moe_ext.nn.plots import plot_load
 from moe_ext.nn.quantized_experts import QuantizedExperts
 from moe_ext.nn.shared_expert import SharedExpert
 
@@ -15,6 +22,10 @@ __all__ = [
     "QuantizedExperts",
     "RoutingMetrics",
     "SharedExpert",
+    "overflow_by_choice",
+    "padding_waste",
+    "plot_load",
+    "routing_churn",
     "routing_metrics",
     "update_expert_biases",
 ]

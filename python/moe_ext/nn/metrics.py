@@ -36,6 +36,12 @@ class RoutingMetrics(NamedTuple):
     """Share of the tokens without any expert."""
     weight_sum: Tensor
     """Mean over tokens of the sum of the weights; nan if no weights were given."""
+    experts_per_token: Tensor
+    """Mean over tokens that have an expert of how many they have."""
+    top_share: Tensor
+    """Share of the slots that the busiest fifth of the experts holds (rounded up); 0.2 or a bit more when balanced."""
+    bottom_share: Tensor
+    """Share of the slots that the idlest fifth of the experts holds."""
 
 
 @torch.no_grad()
@@ -70,6 +76,8 @@ def routing_metrics(
         weight_sum = torch.full((), float("nan"), device=router_logits.device)
     else:
         weight_sum = topk_weights.double().masked_fill(~is_expert, 0).sum() / tokens
+    ranked = load.sort().values
+    fifth = -(-num_experts // 5)
     return RoutingMetrics(
         counts=counts,
         load=load.float(),
@@ -83,7 +91,70 @@ def routing_metrics(
         dropped_slots=(~is_expert).sum() / max(topk_ids.numel(), 1),
         dropped_tokens=(~has_expert).sum() / max(num_tokens, 1),
         weight_sum=weight_sum.float(),
+        experts_per_token=(is_expert.sum() / tokens).float(),
+        top_share=ranked[-fifth:].sum().float(),
+        bottom_share=ranked[:fifth].sum().float(),
     )
+
+
+@torch.no_grad()
+def routing_churn(before: Tensor, after: Tensor) -> Tensor:
+    """Share of the tokens whose set of experts changed between two routings of the same tokens.
+
+    StableMoE (arXiv:2204.08396, section 2.2) measures with it how much a router still wavers late in training.
+
+    Args:
+        before, after: topk_ids [T, K], sentinels allowed, the order within a token means nothing.
+
+    Returns:
+        Scalar float32; 0 without tokens.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    if before.shape != after.shape:
+        raise ValueError(
+            f"routing_churn: after must have the shape of before, {tuple(before.shape)}, got {tuple(after.shape)}"
+        )
+    changed = (before.clamp(min=-1).sort(dim=1).values != after.clamp(min=-1).sort(dim=1).values).any(dim=1)
+    return changed.sum() / max(len(before), 1)
+
+
+@torch.no_grad()
+def overflow_by_choice(chosen_ids: Tensor, kept_ids: Tensor) -> Tensor:
+    """Share of the first, second, ... choices that capacity took away.
+
+    Args:
+        chosen_ids: topk_ids [T, K] as the router chose. kept_ids: the same after a capacity stage, dropped slots -1.
+
+    Returns:
+        [K] float32; 0 for a choice that nobody made.
+
+    Raises:
+        ValueError: the shapes differ.
+    """
+    if chosen_ids.shape != kept_ids.shape:
+        raise ValueError(
+            f"overflow_by_choice: kept_ids must have the shape of chosen_ids, {tuple(chosen_ids.shape)}, "
+            f"got {tuple(kept_ids.shape)}"
+        )
+    chosen = (chosen_ids >= 0).sum(0)
+    return (chosen - (kept_ids >= 0).sum(0)) / chosen.clamp(min=1)
+
+
+@torch.no_grad()
+def padding_waste(counts: Tensor, capacity: int) -> Tensor:
+    """Share of the places of [E, capacity] buffers that stay empty: 1 - kept / (E * capacity).
+
+    Args:
+        counts: [E] slots per expert before dropping. capacity: places per expert, at least 1.
+
+    Raises:
+        ValueError: `capacity` is below 1.
+    """
+    if capacity < 1:
+        raise ValueError(f"padding_waste: capacity must be at least 1, got {capacity}")
+    return 1 - counts.clamp(max=capacity).sum() / (counts.numel() * capacity)
 
 
 def _entropy(probabilities: Tensor) -> Tensor:
