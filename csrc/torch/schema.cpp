@@ -65,21 +65,22 @@ MOE_EXT_LIBRARY(MOE_EXT_OPS, m) {
 
   // The whole way of the data. activation: swiglu|geglu|geglu_tanh|reglu|clamped_swiglu (gated),
   // silu|gelu|gelu_tanh|relu|relu2 (ungated); alpha and limit serve clamped_swiglu; apply_weights: output|input;
-  // save: preact|fp8|none. -> y [T,H], preact, expert_offsets, slot_to_row. preact is [R,G]; with save=fp8 rows of
-  // uint8 (moe/fused_experts.h); [0] with save=none.
+  // save: preact|fp8|none. R is T*K, or max_rows if that is less: no more slots may name an expert. -> y [T,H], preact,
+  // expert_offsets, slot_to_row. preact is [R,G]; with save=fp8 rows of uint8 (moe/fused_experts.h); [0] with
+  // save=none.
   m.def(
       "fused_experts(Tensor x, Tensor w_gate_up, Tensor w_down, Tensor topk_weights, Tensor topk_ids, "
       "Tensor? b_gate_up, Tensor? b_down, str activation, float alpha, float limit, bool interleaved, "
-      "bool transposed, str apply_weights, str save, int? workspace_limit, bool deterministic) "
-      "-> (Tensor, Tensor, Tensor, Tensor)");
+      "bool transposed, str apply_weights, str save, int? workspace_limit, bool deterministic, "
+      "SymInt? max_rows=None) -> (Tensor, Tensor, Tensor, Tensor)");
   // -> grad_x, grad_w_gate_up, grad_w_down, grad_topk_weights, grad_b_gate_up, grad_b_down; what is not asked
   // for comes back as an empty [0] tensor. grad_b_* are asked for by weight_grads where the bias exists.
   m.def(
       "fused_experts_backward(Tensor grad_y, Tensor x, Tensor w_gate_up, Tensor w_down, Tensor topk_weights, "
       "Tensor? b_gate_up, Tensor? b_down, Tensor preact, Tensor expert_offsets, Tensor slot_to_row, str activation, "
       "float alpha, float limit, bool interleaved, bool transposed, str apply_weights, int? workspace_limit, "
-      "bool deterministic, bool x_grad, bool weight_grads, bool routing_grad) -> (Tensor, Tensor, Tensor, Tensor, "
-      "Tensor, Tensor)");
+      "bool deterministic, bool x_grad, bool weight_grads, bool routing_grad, SymInt? max_rows=None) -> (Tensor, "
+      "Tensor, Tensor, Tensor, Tensor, Tensor)");
 
   // weight [E,N,K] -> int8 [E,N,K] and float32 scales [E,N], one for each output channel; NaN where a channel is not
   // finite (moe/fused_experts_int8.h). CPU only, no derivative.

@@ -7,6 +7,7 @@ bias that keeps the load even without an auxiliary loss (DeepSeek-AI 2024, arXiv
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -119,27 +120,29 @@ class Block(nn.Module):
         return x + self.feed_forward(self.norm_feed_forward(x))
 
 
-class LanguageModel(nn.Module):
-    """Bytes in, logits of the next byte out."""
+def deepseek_style(config: ModelConfig) -> MoE:
+    """A shared expert, sigmoid scores, and balance by a selection bias."""
+    return MoE(
+        config.hidden,
+        config.intermediate,
+        config.experts,
+        config.top_k,
+        score="sigmoid",
+        renormalize=True,
+        num_shared_experts=1,
+        aux_loss_free=True,
+    )
 
-    def __init__(self, config: ModelConfig) -> None:
+
+class LanguageModel(nn.Module):
+    """Bytes in, logits of the next byte out. `make_moe` builds the MoE layers."""
+
+    def __init__(self, config: ModelConfig, make_moe: Callable[[ModelConfig], MoE] = deepseek_style) -> None:
         super().__init__()
         self.config = config
         self.embedding = nn.Embedding(VOCAB_SIZE, config.hidden)
         dense = DenseMLP(config.hidden, (config.top_k + 1) * config.intermediate)  # as wide as a token's experts
-        moes = [
-            MoE(
-                config.hidden,
-                config.intermediate,
-                config.experts,
-                config.top_k,
-                score="sigmoid",
-                renormalize=True,
-                num_shared_experts=1,
-                aux_loss_free=True,
-            )
-            for _ in range(config.layers - 1)
-        ]
+        moes = [make_moe(config) for _ in range(config.layers - 1)]
         self.blocks = nn.ModuleList(Block(config, feed_forward) for feed_forward in (dense, *moes))
         self.norm = nn.RMSNorm(config.hidden)
         self.head = nn.Linear(config.hidden, VOCAB_SIZE, bias=False)

@@ -121,6 +121,9 @@ def samples(dtype: torch.dtype = torch.float32) -> list[Sample]:
     }
     for name, ((w1, w2, b1, b2), options, save) in experts.items():
         found.append(Sample("fused_experts", name, (x, w1, w2, topk_weights, ids, b1, b2, *options, save, None, False)))
+        if name == "plain":
+            bounded = (x, w1, w2, topk_weights, ids, b1, b2, *options, save, None, False, ids.numel())
+            found.append(Sample("fused_experts", "max_rows", bounded))
         preact = data(NUM_ROWS, w1.shape[2 if options[4] else 1]) if save == "preact" else x.new_empty(0)
         arguments = (grad_y, x, w1, w2, topk_weights, b1, b2, preact, offsets, slot_to_row, *options, None, False)
         found.append(Sample("fused_experts_backward", name, (*arguments, True, True, True)))

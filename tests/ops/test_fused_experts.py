@@ -123,6 +123,55 @@ def test_blocks(backend: Backend, case: Case, dtype: torch.dtype, transposed: bo
     check(backend, Experts(case, dtype, transposed=transposed, interleaved=transposed))
 
 
+def mostly_sentinels(shape: Shape, generator: torch.Generator) -> Tensor:
+    """Every token may go to any expert, and few do: what experts that choose their tokens come to."""
+    ids = torch.arange(shape.num_experts).repeat(shape.num_tokens, 1)[:, : shape.top_k]
+    return ids.masked_fill(torch.rand(ids.shape, generator=generator) > 0.15, -1)
+
+
+@pytest.mark.parametrize("save", ["preact", "none", "fp8"])
+@pytest.mark.parametrize("apply_weights", ["output", "input"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("num_tokens", [30, 2000], ids=["one_block", "chunks"])
+def test_max_rows(backend: Backend, num_tokens: int, dtype: torch.dtype, apply_weights: str, save: str) -> None:
+    """Buffers of as many rows as there are give the bits that buffers of all slots give."""
+    if save == "fp8" and dtype == torch.float64:
+        pytest.skip("no fp8 for float64")
+    if num_tokens > 1000 and not (backend.is_cpu or (dtype == torch.bfloat16 and save == "preact")):
+        pytest.skip("one of the long cases is enough on an emulator")
+    case = Case("mostly_sentinels", Shape(num_tokens, 32, 24, 16, 16), mostly_sentinels)
+    experts = Experts(case, dtype, bias=True, apply_weights=apply_weights)
+    used = int((case.topk_ids() >= 0).sum())
+    expected = experts.run(backend, save=save)
+    for max_rows in (used, used + 7, num_tokens * 16, 2**40):
+        actual = experts.run(backend, save=save, max_rows=max_rows)
+        if backend.is_cpu:
+            assert_all_same_bits(actual, expected, f"max_rows {max_rows} of {used}")
+        for name, value in actual.items():
+            assert torch.allclose(value.double(), expected[name].double(), rtol=0.02, atol=0.02), (name, max_rows)
+    if backend.is_cpu:
+        with pytest.raises(RuntimeError, match=f"max_rows must be at least {used}, .* got {used - 1}"):
+            experts.run(backend, save=save, max_rows=used - 1)
+    elif backend.gpu is not None:
+        with pytest.raises(RuntimeError, match="trap"):
+            experts.run(backend, save=save, max_rows=used - 1)
+        fault = backend.gpu.clear_fault()
+        assert fault is not None
+        assert fault.kind == "trap"
+
+
+def test_max_rows_keeps_less_for_backward() -> None:
+    case = Case("mostly_sentinels", Shape(200, 32, 24, 16, 16), mostly_sentinels)
+    tensors = Experts(case, torch.float32).tensors()
+    used = int((case.topk_ids() >= 0).sum())
+    saved: list[int] = []
+    x = tensors["x"].requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
+        moe_ext.fused_experts(**tensors | {"x": x}, max_rows=used)
+    assert used * 48 in saved
+    assert 200 * 16 * 48 not in saved
+
+
 @pytest.mark.parametrize("apply_weights", ["output", "input"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("activation", ACTIVATIONS)

@@ -19,7 +19,7 @@ class Backward {
         p_(params.problem),
         parallel_(parallel),
         layout_(p_),
-        rows_(num_rows(p_)),
+        rows_(p_.num_rows),
         preact_size_(preact_size(p_)),
         // A weight without elements has no address, but its bias may have some.
         weight_grads_(params.grad_w_gate_up.data || params.grad_b_gate_up || params.grad_b_down),
@@ -51,7 +51,7 @@ class Backward {
     const int64_t width = size_of(p_.dtype), wide = accumulator_size(p_.dtype);
     return rows_ * preact_size_ * width * (needs_scaled() ? 2 : 1) +
            (weight_grads_ ? rows_ * p_.intermediate_size * width : 0) + rows_ * partial_blocks_ * wide +
-           rows_ * p_.slab_columns * width + rows_ * wide + 6 * 64;
+           rows_ * p_.slab_columns * width + num_slots(p_) * wide + 6 * 64;
   }
 
   void carve() {
@@ -67,7 +67,7 @@ class Backward {
     if (weight_grads_) act_ = take(rows_ * p_.intermediate_size * width);
     partials_ = take(rows_ * partial_blocks_ * wide);
     slab_ = take(rows_ * p_.slab_columns * width);
-    slab_dots_ = take(rows_ * wide);
+    slab_dots_ = take(num_slots(p_) * wide);  // of slots, or of their fewer rows
   }
 
   // dA = grad_y W_down, and from it dz, the weighted activation and the partial sums of <dA, a>.
@@ -126,7 +126,7 @@ class Backward {
     const A* partials = static_cast<const A*>(partials_);
     A* bias_dots = static_cast<A*>(slab_dots_);
     if (p_.b_down.data) bias_products(bias_dots);
-    parallel_.for_ranges(rows_, 1024, [&](int64_t begin, int64_t end) {
+    parallel_.for_ranges(num_slots(p_), 1024, [&](int64_t begin, int64_t end) {
       for (int64_t slot = begin; slot < end; ++slot) {
         const int64_t row = p_.slot_to_row[slot];
         A sum = 0;
@@ -228,7 +228,8 @@ class Backward {
   // Rows of dz W_gate_up, a slab of columns at a time, summed over k into grad_x.
   Status input_gradient() {
     if (p_.hidden_size == 0 && params_.grad_topk_weights && p_.weights_on_input) {
-      std::memset(params_.grad_topk_weights, 0, rows_ * accumulator_size(p_.dtype));  // there is no slab to begin it
+      std::memset(params_.grad_topk_weights, 0,
+                  num_slots(p_) * accumulator_size(p_.dtype));  // there is no slab to begin it
     }
     return for_slabs(p_, [&](int64_t begin, int64_t end) {
       const GroupedGemmParams product = {
@@ -302,7 +303,7 @@ class Backward {
   void add_to_routing_gradient() {
     A* grad = static_cast<A*>(params_.grad_topk_weights);
     const A* more = static_cast<const A*>(slab_dots_);
-    for (int64_t slot = 0; slot < rows_; ++slot) grad[slot] += more[slot];
+    for (int64_t slot = 0; slot < num_slots(p_); ++slot) grad[slot] += more[slot];
   }
 
   const FusedExpertsBackwardParams& params_;

@@ -51,8 +51,8 @@ Status first_product(const FusedExpertsProblem& p, void* preact, bool preact_is_
 
 Status fused_experts(const FusedExpertsParams& params, const Parallel& parallel) {
   const FusedExpertsProblem& p = params.problem;
-  const int64_t act_bytes = (num_rows(p) * p.intermediate_size * size_of(p.dtype) + 63) / 64 * 64;
-  Workspace workspace(act_bytes + num_rows(p) * p.slab_columns * size_of(p.dtype) + 64);
+  const int64_t act_bytes = (p.num_rows * p.intermediate_size * size_of(p.dtype) + 63) / 64 * 64;
+  Workspace workspace(act_bytes + p.num_rows * p.slab_columns * size_of(p.dtype) + 64);
   if (!workspace.data()) return Status::kOutOfMemory;
   void* act = workspace.data();
   void* rows = static_cast<char*>(workspace.data()) + act_bytes;

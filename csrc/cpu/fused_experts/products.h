@@ -9,7 +9,7 @@ namespace moe::cpu {
 inline int64_t preact_size(const FusedExpertsProblem& p) {
   return is_gated(p.activation.kind) ? 2 * p.intermediate_size : p.intermediate_size;
 }
-inline int64_t num_rows(const FusedExpertsProblem& p) { return p.num_tokens * p.top_k; }
+inline int64_t num_slots(const FusedExpertsProblem& p) { return p.num_tokens * p.top_k; }
 inline int64_t accumulator_size(DType dtype) { return dtype == DType::kFloat64 ? 8 : 4; }
 
 inline const char* at(const void* data, int64_t index, DType dtype) {

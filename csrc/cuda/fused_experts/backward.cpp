@@ -16,7 +16,7 @@ class Backward {
       : params_(launch.params),
         options_(launch.options),
         p_(launch.params.problem),
-        rows_(num_rows(p_)),
+        rows_(p_.num_rows),
         preact_size_(preact_size(p_)),
         // A weight without elements has no address, but its bias may have some.
         weight_grads_(params_.grad_w_gate_up.data || params_.grad_w_down.data || params_.grad_b_gate_up ||
@@ -43,6 +43,7 @@ class Backward {
                                        .expert_offsets = p_.expert_offsets,
                                        .slot_to_row = p_.slot_to_row,
                                        .row_to_slot = row_to_slot_,
+                                       .num_rows = rows_,
                                        .tiles = {plan_.block_m, tiles_.tiles, tiles_.count}},
                                       stream);
     if (outcome.ok()) outcome = through_activation(stream);
@@ -79,7 +80,7 @@ class Backward {
     epilogue.preact = preact;
     epilogue.topk_weights = output_weights();
     epilogue.row_to_slot = row_to_slot_;
-    epilogue.num_slots = rows_;
+    epilogue.num_slots = num_slots(p_);
     epilogue.grad_preact = grad_preact_;
     epilogue.act_scaled = act_;
     epilogue.partials = partials_;
@@ -149,7 +150,7 @@ class Backward {
                                          .num_rows = rows_,
                                          .width = preact_size_,
                                          .num_experts = p_.num_experts,
-                                         .num_slots = rows_,
+                                         .num_slots = num_slots(p_),
                                          .rows = grad_preact_,
                                          .expert_offsets = p_.expert_offsets,
                                          .row_to_slot = row_to_slot_,

@@ -12,12 +12,12 @@ class Forward {
   Forward(const FusedExpertsLaunch& launch, void* memory)
       : launch_(launch),
         p_(launch.params.problem),
-        rows_(num_rows(p_)),
+        rows_(p_.num_rows),
         plan_(rows_plan(p_, launch.options, false, nullptr, 0)),
         workspace_(memory) {
     tiles_.tiles = workspace_.take<Tile>(max_tiles(rows_, p_.num_experts, plan_.block_m));
     tiles_.count = workspace_.take<int32_t>(1);
-    row_to_slot_ = workspace_.take<int32_t>(rows_);
+    row_to_slot_ = workspace_.take<int32_t>(num_slots(p_));
     act_ = workspace_.take_bytes(rows_ * p_.intermediate_size * size_of(p_.dtype));
     slab_ = workspace_.take_bytes(rows_ * p_.slab_columns * size_of(p_.dtype));
     routing_ = {.num_tokens = p_.num_tokens,
@@ -27,7 +27,8 @@ class Forward {
                 .ids_are_int64 = launch.ids_are_int64,
                 .expert_offsets = launch.expert_offsets,
                 .row_to_slot = row_to_slot_,
-                .slot_to_row = launch.slot_to_row};
+                .slot_to_row = launch.slot_to_row,
+                .max_rows = rows_};
     counters_ = workspace_.take_bytes(skips_sort() ? 0 : permute_workspace_bytes(routing_));
   }
 
@@ -59,8 +60,8 @@ class Forward {
  private:
   // The first product then finds the rows of each tile by itself, and writes down what it found.
   bool skips_sort() const {
-    return plan_.family == Family::kMma && plan_.block_m == 16 && rows_ > 0 && rows_ <= kMaxDecodeSlots &&
-           preact_size(p_) > 0 && !launch_.options.deterministic;
+    return plan_.family == Family::kMma && plan_.block_m == 16 && rows_ > 0 && rows_ == num_slots(p_) &&
+           rows_ <= kMaxDecodeSlots && preact_size(p_) > 0 && !launch_.options.deterministic;
   }
 
   // Columns of y from `begin` on.

@@ -18,7 +18,7 @@ GemmPlan rows_plan(const FusedExpertsProblem& p, const ExpertsOptions& options, 
                     .dtype = p.dtype,
                     .allow_tf32 = options.allow_tf32,
                     .aligned = aligned,
-                    .num_rows = num_rows(p),
+                    .num_rows = p.num_rows,
                     .num_experts = p.num_experts,
                     .n = std::max(p.hidden_size, preact_size(p)),
                     .k = std::max(p.hidden_size, p.intermediate_size),
@@ -29,7 +29,7 @@ RowsProduct rows_product(const FusedExpertsProblem& p, const ExpertsOptions& opt
                          const RowOperand& rows, const WeightOperand& weight, int64_t n, int64_t k) {
   return {.dtype = p.dtype,
           .allow_tf32 = options.allow_tf32,
-          .num_rows = num_rows(p),
+          .num_rows = p.num_rows,
           .num_experts = p.num_experts,
           .n = static_cast<int32_t>(n),
           .k = static_cast<int32_t>(k),
@@ -53,7 +53,7 @@ Outcome up_product(const FusedExpertsProblem& p, const ExpertsOptions& options, 
   epilogue.bias_stride = p.b_gate_up.stride;
   epilogue.topk_weights = p.weights_on_input ? p.topk_weights : nullptr;
   epilogue.row_to_slot = row_to_slot;
-  epilogue.num_slots = num_rows(p);
+  epilogue.num_slots = num_slots(p);
   epilogue.preact_format = format;
   epilogue.preact = preact;
   epilogue.act = act;

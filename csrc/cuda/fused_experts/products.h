@@ -6,7 +6,7 @@
 
 namespace moe::cuda {
 
-inline int64_t num_rows(const FusedExpertsProblem& p) { return p.num_tokens * p.top_k; }
+inline int64_t num_slots(const FusedExpertsProblem& p) { return p.num_tokens * p.top_k; }
 inline int64_t preact_size(const FusedExpertsProblem& p) {
   return is_gated(p.activation.kind) ? 2 * p.intermediate_size : p.intermediate_size;
 }
@@ -31,7 +31,7 @@ inline RowOperand token_rows(const FusedExpertsProblem& p, const void* data, int
 }
 // Rows in sorted order, contiguous.
 inline RowOperand sorted_rows(const FusedExpertsProblem& p, const void* data, int64_t width) {
-  return {data, num_rows(p), width, 1, nullptr, FastDivide(1)};
+  return {data, p.num_rows, width, 1, nullptr, FastDivide(1)};
 }
 
 // One tile list serves every product of a pass, so one plan does.

@@ -28,6 +28,7 @@ struct Rows {
   int32_t* row_to_slot;
   int32_t* slot_to_row;
   int32_t capacity;
+  int32_t most;  // of all experts
 
   __device__ void place(uint32_t slot, int32_t expert, int32_t row) const {
     if (expert < 0 || (capacity != kNoLimit && row >= expert_offsets[expert + 1])) row = -1;
@@ -98,7 +99,7 @@ __device__ void sort_in_block(const Slots<Id>& slots, const Rows& rows, int warp
                               int32_t* counters, TileScanShared<kBlockThreads>& scan_shared) {
   const Range all = {0, slots.count};
   count_per_warp(slots, all, warps, counters);
-  TileScan<kBlockThreads> scan(tiles, scan_shared);
+  TileScan<kBlockThreads> scan(tiles, scan_shared, rows.most);
   for (uint32_t first = 0; first < slots.num_experts; first += kBlockThreads) {
     const uint32_t expert = first + threadIdx.x;
     const bool exists = expert < slots.num_experts;
@@ -116,7 +117,7 @@ __device__ void sort_in_block(const Slots<Id>& slots, const Rows& rows, int warp
   __syncthreads();
   rank_per_warp(slots, all, warps, counters,
                 [&](uint32_t slot, int32_t expert, int32_t row) { rows.place(slot, expert, row); });
-  scan.finish(static_cast<int32_t>(slots.count));
+  scan.finish(rows.most);
   rows.clear(slots.num_experts, 0, slots.count);
 }
 
@@ -196,10 +197,10 @@ __device__ int32_t rank_chunks(int32_t* counters, int32_t num_chunks) {
 
 // rows.expert_offsets null: only the ranks.
 __global__ void __launch_bounds__(kBlockThreads, 1)
-    scan_chunks_kernel(Chunks chunks, Rows rows, uint32_t num_experts, int32_t num_slots, TileOutput tiles) {
+    scan_chunks_kernel(Chunks chunks, Rows rows, uint32_t num_experts, TileOutput tiles) {
   __shared__ TileScanShared<kBlockThreads> scan_shared;
   __shared__ int32_t counts[kBlockThreads];
-  TileScan<kBlockThreads> scan(tiles, scan_shared);
+  TileScan<kBlockThreads> scan(tiles, scan_shared, rows.most);
   for (uint32_t first = 0; first < num_experts; first += kBlockThreads) {
     for (uint32_t i = threadIdx.x / 32; i < kBlockThreads && first + i < num_experts; i += kBlockThreads / 32) {
       const int32_t count = rank_chunks(chunks.counters + static_cast<int64_t>(first + i) * chunks.count, chunks.count);
@@ -213,7 +214,7 @@ __global__ void __launch_bounds__(kBlockThreads, 1)
     if (exists) rows.expert_offsets[first + threadIdx.x] = first_row;
   }
   if (rows.expert_offsets == nullptr) return;
-  scan.finish(num_slots);
+  scan.finish(rows.most);
   if (threadIdx.x == 0) rows.expert_offsets[num_experts] = scan.rows();
 }
 
@@ -263,7 +264,7 @@ bool is_valid(const PermuteParams& p) {
 
 Outcome scan(const Chunks& chunks, const Rows& rows, const PermuteParams& p, const TileOutput& tiles, Stream stream) {
   return launch("scan_chunks", scan_chunks_kernel, 1, kBlockThreads, 0, stream, chunks, rows,
-                static_cast<uint32_t>(p.num_experts), static_cast<int32_t>(p.num_tokens * p.top_k), tiles);
+                static_cast<uint32_t>(p.num_experts), tiles);
 }
 
 template <bool kShared, bool kMark, class Id>
@@ -296,7 +297,8 @@ Outcome permute_ids(const PermuteParams& p, const TileOutput& tiles, void* works
   const int64_t num_slots = p.num_tokens * p.top_k;
   const bool limited = p.capacity >= 0 && p.capacity < num_slots;
   const Rows rows = {p.expert_offsets, p.row_to_slot, p.slot_to_row,
-                     limited ? static_cast<int32_t>(p.capacity) : kNoLimit};
+                     limited ? static_cast<int32_t>(p.capacity) : kNoLimit,
+                     static_cast<int32_t>(p.max_rows < 0 ? num_slots : std::min(p.max_rows, num_slots))};
   Slots<Id> slots = {static_cast<const Id*>(p.topk_ids), static_cast<uint32_t>(num_slots),
                      static_cast<uint32_t>(p.num_experts), static_cast<uint32_t>(p.top_k)};
   slots.choices_first = limited && p.drop_order == DropOrder::kChoice && p.top_k > 1;

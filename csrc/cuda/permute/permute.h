@@ -25,10 +25,11 @@ struct RestoreParams {
   int64_t num_tokens, top_k, num_experts;
   const int32_t* expert_offsets;
   const int32_t* slot_to_row;
-  int32_t* row_to_slot;  // null: only tiles
+  int32_t* row_to_slot;  // [R], null: only tiles
+  int64_t num_rows;      // R
   TileOutput tiles;
 };
-// Tiles alone for a given expert_offsets: num_tokens * top_k is then the number of rows. Offsets that fall, or lie
+// Tiles alone for a given expert_offsets: num_tokens and top_k are not read then. Offsets that fall, or lie
 // outside 0 .. num_rows, give tiles that stay within 0 .. num_rows.
 Outcome restore_routing(const RestoreParams& params, Stream stream);
 

@@ -31,7 +31,7 @@ struct Restore {
 __device__ void make_tiles(const Restore& p) {
   __shared__ TileScanShared<kThreads> scan_shared;
   __shared__ int32_t maximum_scratch[kThreads / 32];
-  TileScan<kThreads> scan(p.tiles, scan_shared);
+  TileScan<kThreads> scan(p.tiles, scan_shared, p.num_rows);
   for (uint32_t first = 0; first < p.num_experts; first += kThreads) {
     const uint32_t expert = first + threadIdx.x;
     const int32_t offset = expert < p.num_experts ? p.expert_offsets[expert + 1] : 0;
@@ -87,12 +87,13 @@ Outcome restore(const Restore& p, Stream stream) {
 }  // namespace
 
 Outcome restore_routing(const RestoreParams& p, Stream stream) {
-  if (!is_valid(p.num_tokens, p.top_k, p.num_experts, 0) || (p.tiles.count != nullptr && p.tiles.block_m < 1)) {
+  if (!is_valid(p.num_tokens, p.top_k, p.num_experts, p.num_rows) ||
+      (p.tiles.count != nullptr && p.tiles.block_m < 1)) {
     return {Status::kInvalidArgument};
   }
   const int64_t num_slots = p.num_tokens * p.top_k;
   return restore({p.expert_offsets, static_cast<uint32_t>(p.num_experts), p.slot_to_row,
-                  static_cast<uint32_t>(num_slots), p.row_to_slot, static_cast<int32_t>(num_slots), p.tiles},
+                  static_cast<uint32_t>(num_slots), p.row_to_slot, static_cast<int32_t>(p.num_rows), p.tiles},
                  stream);
 }
 

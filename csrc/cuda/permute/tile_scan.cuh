@@ -4,6 +4,8 @@
 // shared memory.
 #pragma once
 
+#include <cassert>
+
 #include "cuda/permute/block_scan.cuh"
 #include "cuda/permute/permute.h"
 
@@ -25,7 +27,9 @@ __device__ inline void store_tile(Tile* tiles, int64_t i, int32_t expert, int32_
 template <int kThreads>
 class TileScan {
  public:
-  __device__ TileScan(const TileOutput& output, TileScanShared<kThreads>& shared) : output_(output), shared_(shared) {}
+  // Rows past most_rows end the launch with cudaErrorAssert: buffers have no place for them.
+  __device__ TileScan(const TileOutput& output, TileScanShared<kThreads>& shared, int32_t most_rows)
+      : output_(output), shared_(shared), most_rows_(most_rows) {}
 
   // All threads call, thread i with the number of rows of expert first_expert + i, 0 past the last. Returns the first
   // row of the thread's expert.
@@ -36,6 +40,8 @@ class TileScan {
     const Scanned<uint64_t> scanned = block_exclusive_scan<Sum<uint64_t>, kThreads>(own, uint64_t{0}, shared_.scan);
     const int32_t first_row = rows_ + static_cast<int32_t>(scanned.before);
     rows_ += static_cast<int32_t>(scanned.total);
+    // Not assert(), which a release build leaves out.
+    if (rows_ > most_rows_) __assert_fail("more slots name an expert than max_rows", "moe_ext::fused_experts", 0, "");
     if (output_.count == nullptr) return first_row;
 
     shared_.first_tile[thread] = static_cast<int32_t>(scanned.before >> 32);
@@ -86,6 +92,7 @@ class TileScan {
 
   TileOutput output_;
   TileScanShared<kThreads>& shared_;
+  const int32_t most_rows_;
   int32_t rows_ = 0, tiles_ = 0;
 };
 

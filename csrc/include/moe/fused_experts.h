@@ -40,6 +40,7 @@ struct ExpertVector {
 struct FusedExpertsProblem {
   DType dtype;
   int64_t num_tokens, hidden_size, intermediate_size, num_experts, top_k;
+  int64_t num_rows;  // R: at most T*K, at least the slots that name an expert
   ActivationRule activation;
   bool interleaved;  // gate and up columns alternate; else gate comes first
   bool weights_on_input;

@@ -27,6 +27,8 @@ struct PermuteParams {
   // sentinels. Negative: no limit.
   int64_t capacity = -1;
   DropOrder drop_order = DropOrder::kToken;
+  // A caller with buffers of fewer than R rows; more are an error, found on the device. Negative: R.
+  int64_t max_rows = -1;
 };
 
 // rows[r] = x[row_to_slot[r] / top_k] for r < num_valid, zeros after. A byte copy: any dtype.

@@ -31,7 +31,7 @@ struct Experts {
   Experts(const char* op, Place place, const Tensor& given_x, const Tensor& w_gate_up, const Tensor& w_down,
           const Tensor& given_weights, const std::optional<Tensor>& b_gate_up, const std::optional<Tensor>& b_down,
           const std::string& activation, double alpha, double limit, bool interleaved, bool transposed,
-          const std::string& apply_weights)
+          const std::string& apply_weights, const std::optional<int64_t>& max_rows)
       : checks(op, place), x(given_x), topk_weights(given_weights) {
     FusedExpertsProblem& p = problem;
     checks.has_dims(x, "x", 2, "[T, H]");
@@ -71,6 +71,9 @@ struct Experts {
     p.topk_weights = topk_weights.const_data_ptr();
     checks.check(p.num_tokens * p.top_k < INT32_MAX, "T * K must be below 2^31 - 1, got ", p.num_tokens, " * ",
                  p.top_k);
+    checks.check(!max_rows || *max_rows >= 0, "max_rows must be at least 0, got ", max_rows.value_or(0));
+    p.num_rows = num_slots();
+    if (max_rows) p.num_rows = std::min(p.num_rows, *max_rows);
   }
 
   static ExpertMatrix matrix(const Tensor& weight, bool transposed) {
@@ -87,7 +90,8 @@ struct Experts {
     return {given->const_data_ptr(), given->stride(0), given->stride(1)};
   }
 
-  int64_t num_rows() const { return problem.num_tokens * problem.top_k; }
+  int64_t num_slots() const { return problem.num_tokens * problem.top_k; }
+  int64_t num_rows() const { return problem.num_rows; }
 
   // Of what is kept of the pre-activation: [R, G], or rows of MXFP8 bytes.
   int64_t preact_width() const {
@@ -122,9 +126,9 @@ struct FusedExpertsArguments : Experts {
                         const Tensor& given_weights, const Tensor& topk_ids, const std::optional<Tensor>& b_gate_up,
                         const std::optional<Tensor>& b_down, const std::string& activation, double alpha, double limit,
                         bool interleaved, bool transposed, const std::string& apply_weights, const std::string& save,
-                        const std::optional<int64_t>& workspace_limit)
+                        const std::optional<int64_t>& workspace_limit, const std::optional<int64_t>& max_rows)
       : Experts("fused_experts", place, given_x, w_gate_up, w_down, given_weights, b_gate_up, b_down, activation, alpha,
-                limit, interleaved, transposed, apply_weights) {
+                limit, interleaved, transposed, apply_weights, max_rows) {
     const FusedExpertsProblem& p = problem;
     const int kept = checks.choice(save, "save", {"preact", "fp8", "none"});
     keep_preact = kept < 2;
@@ -168,9 +172,9 @@ struct FusedExpertsBackwardArguments : Experts {
                                 const std::string& activation, double alpha, double limit, bool interleaved,
                                 bool transposed, const std::string& apply_weights,
                                 const std::optional<int64_t>& workspace_limit, bool x_grad, bool weight_grads,
-                                bool routing_grad)
+                                bool routing_grad, const std::optional<int64_t>& max_rows)
       : Experts("fused_experts_backward", place, given_x, w_gate_up, w_down, given_weights, b_gate_up, b_down,
-                activation, alpha, limit, interleaved, transposed, apply_weights),
+                activation, alpha, limit, interleaved, transposed, apply_weights, max_rows),
         // Results of an op must not share storage.
         gradients{nothing(), nothing(), nothing(), nothing(), nothing(), nothing()} {
     const FusedExpertsProblem& p = problem;

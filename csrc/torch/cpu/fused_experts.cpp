@@ -22,12 +22,13 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> fused_experts(
     const Tensor& x, const Tensor& w_gate_up, const Tensor& w_down, const Tensor& topk_weights, const Tensor& topk_ids,
     const std::optional<Tensor>& b_gate_up, const std::optional<Tensor>& b_down, const std::string& activation,
     double alpha, double limit, bool interleaved, bool transposed, const std::string& apply_weights,
-    const std::string& save, std::optional<int64_t> workspace_limit, bool deterministic) {
+    const std::string& save, std::optional<int64_t> workspace_limit, bool deterministic,
+    std::optional<int64_t> max_rows) {
   FusedExpertsArguments a(Place::kCpu, x, w_gate_up, w_down, topk_weights, topk_ids, b_gate_up, b_down, activation,
-                          alpha, limit, interleaved, transposed, apply_weights, save, workspace_limit);
+                          alpha, limit, interleaved, transposed, apply_weights, save, workspace_limit, max_rows);
   FusedExpertsProblem& p = a.problem;
   p.batch_invariant = deterministic;
-  std::vector<int32_t> row_to_slot(a.num_rows());
+  std::vector<int32_t> row_to_slot(a.num_slots());
   p.row_to_slot = row_to_slot.data();
   const cpu::Parallel parallel = torch_threads();
   PermuteParams routing = {};
@@ -40,6 +41,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> fused_experts(
   routing.row_to_slot = row_to_slot.data();
   routing.slot_to_row = static_cast<int32_t*>(a.slot_to_row.mutable_data_ptr());
   a.checks.is_ok(cpu::permute(routing, parallel));
+  a.checks.check(p.expert_offsets[p.num_experts] <= p.num_rows, "max_rows must be at least ",
+                 p.expert_offsets[p.num_experts], ", the slots of topk_ids that name an expert, got ", p.num_rows);
 
   ask_for_huge_pages(a.y);
   if (a.keep_preact) {
@@ -72,15 +75,17 @@ std::vector<int32_t> slots_of_rows(const Checks& checks, const Tensor& offsets, 
   return slot_of;
 }
 
-ExpertGradients fused_experts_backward(
-    const Tensor& grad_y, const Tensor& x, const Tensor& w_gate_up, const Tensor& w_down, const Tensor& topk_weights,
-    const std::optional<Tensor>& b_gate_up, const std::optional<Tensor>& b_down, const Tensor& preact,
-    const Tensor& expert_offsets, const Tensor& slot_to_row, const std::string& activation, double alpha, double limit,
-    bool interleaved, bool transposed, const std::string& apply_weights, std::optional<int64_t> workspace_limit,
-    bool deterministic, bool x_grad, bool weight_grads, bool routing_grad) {
+ExpertGradients fused_experts_backward(const Tensor& grad_y, const Tensor& x, const Tensor& w_gate_up,
+                                       const Tensor& w_down, const Tensor& topk_weights,
+                                       const std::optional<Tensor>& b_gate_up, const std::optional<Tensor>& b_down,
+                                       const Tensor& preact, const Tensor& expert_offsets, const Tensor& slot_to_row,
+                                       const std::string& activation, double alpha, double limit, bool interleaved,
+                                       bool transposed, const std::string& apply_weights,
+                                       std::optional<int64_t> workspace_limit, bool deterministic, bool x_grad,
+                                       bool weight_grads, bool routing_grad, std::optional<int64_t> max_rows) {
   FusedExpertsBackwardArguments a(Place::kCpu, grad_y, x, w_gate_up, w_down, topk_weights, b_gate_up, b_down, preact,
                                   expert_offsets, slot_to_row, activation, alpha, limit, interleaved, transposed,
-                                  apply_weights, workspace_limit, x_grad, weight_grads, routing_grad);
+                                  apply_weights, workspace_limit, x_grad, weight_grads, routing_grad, max_rows);
   a.checks.offsets_fit(a.expert_offsets, "expert_offsets", a.num_rows());
   const std::vector<int32_t> row_to_slot = slots_of_rows(a.checks, a.expert_offsets, a.slot_to_row);
   a.problem.row_to_slot = row_to_slot.data();

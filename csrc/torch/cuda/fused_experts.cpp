@@ -26,9 +26,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> fused_experts(
     const Tensor& x, const Tensor& w_gate_up, const Tensor& w_down, const Tensor& topk_weights, const Tensor& topk_ids,
     const std::optional<Tensor>& b_gate_up, const std::optional<Tensor>& b_down, const std::string& activation,
     double alpha, double limit, bool interleaved, bool transposed, const std::string& apply_weights,
-    const std::string& save, std::optional<int64_t> workspace_limit, bool deterministic) {
+    const std::string& save, std::optional<int64_t> workspace_limit, bool deterministic,
+    std::optional<int64_t> max_rows) {
   FusedExpertsArguments a(kKernelPlace, x, w_gate_up, w_down, topk_weights, topk_ids, b_gate_up, b_down, activation,
-                          alpha, limit, interleaved, transposed, apply_weights, save, workspace_limit);
+                          alpha, limit, interleaved, transposed, apply_weights, save, workspace_limit, max_rows);
   Launching launching(a.checks, a.x);
   const cuda::FusedExpertsLaunch launch = {
       .params = {.problem = a.problem, .preact = a.preact_data(), .y = a.y.mutable_data_ptr()},
@@ -49,10 +50,10 @@ ExpertGradients fused_experts_backward(const Tensor& grad_y, const Tensor& x, co
                                        const std::string& activation, double alpha, double limit, bool interleaved,
                                        bool transposed, const std::string& apply_weights,
                                        std::optional<int64_t> workspace_limit, bool deterministic, bool x_grad,
-                                       bool weight_grads, bool routing_grad) {
+                                       bool weight_grads, bool routing_grad, std::optional<int64_t> max_rows) {
   FusedExpertsBackwardArguments a(kKernelPlace, grad_y, x, w_gate_up, w_down, topk_weights, b_gate_up, b_down, preact,
                                   expert_offsets, slot_to_row, activation, alpha, limit, interleaved, transposed,
-                                  apply_weights, workspace_limit, x_grad, weight_grads, routing_grad);
+                                  apply_weights, workspace_limit, x_grad, weight_grads, routing_grad, max_rows);
   Launching launching(a.checks, a.x);
   a.params.problem = a.problem;
   const cuda::FusedExpertsBackwardLaunch launch = {.params = a.params, .options = options_of(launching, deterministic)};

@@ -52,6 +52,7 @@ Tensor grouped_gemm(const Tensor& rows, const Tensor& weight, const Tensor& expe
                                   .expert_offsets = p.expert_offsets,
                                   .slot_to_row = nullptr,
                                   .row_to_slot = nullptr,
+                                  .num_rows = product.num_rows,
                                   .tiles = {plan.block_m, product.tiles.tiles, product.tiles.count}},
                                  launching.stream()));
   cuda::StoreEpilogue epilogue = {};

@@ -108,8 +108,11 @@ class Experts(nn.Module):
             self._packed = PackedExperts(self.w_gate_up, self.w_down, transposed=self.transposed)
         return self._packed
 
-    def forward(self, x: Tensor, topk_weights: Tensor, topk_ids: Tensor) -> Tensor:
-        """x [..., H] of T tokens, topk_weights [T, K], topk_ids [T, K] (sentinels contribute nothing) -> [..., H]."""
+    def forward(self, x: Tensor, topk_weights: Tensor, topk_ids: Tensor, *, max_rows: int | None = None) -> Tensor:
+        """x [..., H] of T tokens, topk_weights [T, K], topk_ids [T, K] (sentinels contribute nothing) -> [..., H].
+
+        `max_rows`: upper bound of the slots that are no sentinels, see `moe_ext.fused_experts`.
+        """
         y = fused_experts(
             x.reshape(-1, self.hidden_size),
             self.w_gate_up,
@@ -128,6 +131,7 @@ class Experts(nn.Module):
             alpha=self.alpha,
             limit=self.limit,
             packed=self._pack(),
+            max_rows=max_rows,
         )
         # As nn.Linear does it: a plain view could be modified in place only with care, and FSDP2 warns about it. Nobody
         # else holds this y.

@@ -61,7 +61,8 @@ class MoE(nn.Module):
     Args:
         hidden_size, intermediate_size, num_experts, top_k: H, I, E, K.
         router: a module (x [T, H], further keyword inputs of `forward`) -> `RouterOutput`, or None for a `TopKRouter`
-            of the options below. A `moe_ext.routing.Router` is also given `token_mask`.
+            of the options below. A `moe_ext.routing.Router` is also given `token_mask`. If it has a method
+            `max_rows(num_tokens)`, what that returns bounds the number of slots that name an expert.
         capacity: a module (Routing, router_logits=...) -> Routing, or None for no limit.
         activation, bias, alpha, limit, apply_weights, save, workspace_limit, deterministic: of the experts, see
             `Experts`. The shared expert uses the same activation and bias.
@@ -244,7 +245,11 @@ class MoE(nn.Module):
 
         if self.capacity is not None:
             topk_weights, topk_ids = self.capacity(Routing(topk_weights, topk_ids), router_logits=router_logits)
-        y = self.experts(x, topk_weights, topk_ids)
+        bound = getattr(self.router, "max_rows", None)
+        if bound is None:
+            y = self.experts(x, topk_weights, topk_ids)
+        else:
+            y = self.experts(x, topk_weights, topk_ids, max_rows=bound(len(topk_ids)))
         if self.shared_expert is not None:
             y = y + self.shared_expert(x)
         if not (return_losses or return_metrics):

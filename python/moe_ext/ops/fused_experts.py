@@ -36,6 +36,7 @@ def fused_experts(
     save: str = "preact",
     workspace_limit: int | None = None,
     deterministic: bool = False,
+    max_rows: int | None = None,
     alpha: float = 1.702,
     limit: float = 7.0,
     packed: PackedExperts | None = None,
@@ -79,6 +80,9 @@ def fused_experts(
             slabs. None for no bound.
         deterministic: also make the result of a token independent of the other tokens in the batch. Results are
             bitwise repeatable either way.
+        max_rows: upper bound of how many slots of ``topk_ids`` name an expert, where it is known that most are
+            sentinels (expert choice, dynamic top-k): buffers then have so many rows, not ``num_tokens * top_k``. None
+            for no such knowledge.
         alpha: see "clamped_swiglu".
         limit: see "clamped_swiglu"; greater than 0, may be infinite.
         packed: a cache made of ``w_gate_up`` and ``w_down``, read in their stead where no gradient is recorded.
@@ -89,12 +93,15 @@ def fused_experts(
     Raises:
         TypeError: an argument of the wrong type or dtype.
         ValueError: a wrong shape, device, range or option.
-        RuntimeError: ``workspace_limit`` is too small for the smallest slab.
+        RuntimeError: ``workspace_limit`` is too small for the smallest slab; on the CPU, ``max_rows`` is too small. On
+            a CUDA device, where finding out would mean waiting for it, that is an assertion on the device.
     """
     name = "fused_experts"
     _check_options(activation, interleaved, transposed, apply_weights, save, workspace_limit, deterministic)
     _checks.is_number(name, "alpha", alpha)
     _checks.is_number(name, "limit", limit, above=0.0)
+    if max_rows is not None:
+        _checks.is_int(name, "max_rows", max_rows, low=0)
     _check_data(x, w_gate_up, w_down, b_gate_up, b_down, activation, transposed)
     if save == "fp8" and x.dtype == torch.float64:
         raise TypeError(f'moe_ext.{name}: save="fp8" needs x in float32, bfloat16 or float16, got {x.dtype}')
@@ -119,6 +126,7 @@ def fused_experts(
     outputs = call(
         _fused_experts, x, w_gate_up, w_down, weights, topk_ids, b_gate_up, b_down, activation, float(alpha),
         float(limit), interleaved, transposed, apply_weights, save, workspace_limit, deterministic,
+        max_rows,
     )  # fmt: skip
     return outputs[0]
 
@@ -201,16 +209,17 @@ def _check_data(
 def _fused_experts_fake(
     x: Tensor, w_gate_up: Tensor, w_down: Tensor, topk_weights: Tensor, topk_ids: Tensor, b_gate_up: Tensor | None,
     b_down: Tensor | None, activation: str, alpha: float, limit: float, interleaved: bool, transposed: bool,
-    apply_weights: str, save: str, workspace_limit: int | None, deterministic: bool,
+    apply_weights: str, save: str, workspace_limit: int | None, deterministic: bool, max_rows: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     num_tokens, top_k = topk_ids.shape
+    num_rows = num_tokens * top_k if max_rows is None else torch.sym_min(num_tokens * top_k, max_rows)
     width = w_gate_up.shape[2 if transposed else 1]
-    preact = x.new_empty((num_tokens * top_k, width) if save == "preact" else (0,))
+    preact = x.new_empty((num_rows, width) if save == "preact" else (0,))
     if save == "fp8":
         inter = w_down.shape[1 if transposed else 2]
         parts = 2 if activation in GATED_ACTIVATIONS else 1
         scales = (inter + MXFP8_COLUMNS - 1) // MXFP8_COLUMNS
-        preact = x.new_empty((num_tokens * top_k, parts * (inter + scales)), dtype=torch.uint8)
+        preact = x.new_empty((num_rows, parts * (inter + scales)), dtype=torch.uint8)
     return (
         x.new_empty(x.shape),
         preact,
@@ -225,6 +234,7 @@ def _fused_experts_backward_fake(
     b_down: Tensor | None, preact: Tensor, expert_offsets: Tensor, slot_to_row: Tensor,
     activation: str, alpha: float, limit: float, interleaved: bool, transposed: bool, apply_weights: str,
     workspace_limit: int | None, deterministic: bool, x_grad: bool, weight_grads: bool, routing_grad: bool,
+    max_rows: int | None = None,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     wanted = (
         (x, x_grad),
@@ -240,7 +250,10 @@ def _fused_experts_backward_fake(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, w_gate_up, w_down, topk_weights, _, b_gate_up, b_down, *options = inputs
+    # The dispatcher leaves out a last argument that has its default value.
+    ctx.num_inputs = len(inputs)
+    ctx.max_rows = inputs[16] if len(inputs) > 16 else None
+    x, w_gate_up, w_down, topk_weights, _, b_gate_up, b_down, *options = inputs[:16]
     *activation_options, save, workspace_limit, deterministic = options
     _, preact, expert_offsets, slot_to_row = output
     ctx.mark_non_differentiable(preact, expert_offsets, slot_to_row)
@@ -252,7 +265,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 
 def _backward(ctx: Any, grad_y: Tensor | None, *unused: None) -> tuple[Tensor | None, ...]:
-    no_grads = (None,) * 16
+    no_grads = (None,) * ctx.num_inputs
     if grad_y is None:
         return no_grads
     x, *others = ctx.saved_tensors
@@ -262,7 +275,7 @@ def _backward(ctx: Any, grad_y: Tensor | None, *unused: None) -> tuple[Tensor | 
     needs_x, needs_gate_up, needs_down, needs_weights, _, needs_b_gate_up, needs_b_down = ctx.needs_input_grad[:7]
     grads = _fused_experts_backward(
         grad_y, x, w_gate_up, w_down, topk_weights, b_gate_up, b_down, preact, *index, *ctx.options,
-        needs_x, needs_gate_up or needs_down or needs_b_gate_up or needs_b_down, needs_weights,
+        needs_x, needs_gate_up or needs_down or needs_b_gate_up or needs_b_down, needs_weights, ctx.max_rows,
     )  # fmt: skip
     grad_x, grad_w_gate_up, grad_w_down, grad_topk_weights, grad_b_gate_up, grad_b_down = grads
     return (

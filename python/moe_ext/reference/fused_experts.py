@@ -27,6 +27,7 @@ def fused_experts(
     save: str = "preact",
     workspace_limit: int | None = None,
     deterministic: bool = False,
+    max_rows: int | None = None,
 ) -> Tensor:
     """``y[t] = sum over k of w * (W_down act(W_gate_up x[t] + b_gate_up) + b_down)`` of the experts of token t.
 
@@ -43,7 +44,7 @@ def fused_experts(
         b_down: ``[E, H]``.
         apply_weights: ``output``, as above, or ``input``: the weight multiplies x[t] instead (Llama 4), and the
             outputs are summed as they are. The scaled row is rounded to the dtype of x.
-        save, workspace_limit, deterministic: accepted and without effect; they choose how, not what.
+        save, workspace_limit, deterministic, max_rows: accepted and without effect; they choose how, not what.
 
     Returns:
         ``[T, H]`` in the dtype of x.
