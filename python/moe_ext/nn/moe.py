@@ -84,6 +84,8 @@ class MoE(nn.Module):
         device: of everything.
     """
 
+    router: Any
+    """[T, H] -> `RouterOutput`."""
     expert_counts: Tensor | None
     """[E] int64, the load since the last `update_expert_bias`, with `aux_loss_free=True`. A plain attribute: data
     parallelism would overwrite a buffer with that of rank 0 before each forward pass."""
@@ -202,8 +204,9 @@ class MoE(nn.Module):
     def reset_parameters(self) -> None:
         """(Re)initialise everything, for use after `to_empty` on a layer built on the meta device."""
         for module in (*self.router.modules(), self.experts, self.shared_expert):
-            if hasattr(module, "reset_parameters"):
-                module.reset_parameters()
+            reset = getattr(module, "reset_parameters", None)
+            if reset is not None:
+                reset()
         if self.expert_counts is not None:
             self.expert_counts.zero_()
 

@@ -40,7 +40,6 @@ def plot_load(counts: Tensor, *, path: str | Path | None = None, axes: Axes | No
 
     load = counts.detach().to("cpu", torch.float64)
     load = load / load.mean(-1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
-    own_figure = axes is None
     if axes is None:
         # Not pyplot: no state of the caller's is touched, and no display is needed.
         axes = Figure(figsize=(8, 3.5), layout="constrained", dpi=150).subplots()
@@ -57,7 +56,5 @@ def plot_load(counts: Tensor, *, path: str | Path | None = None, axes: Axes | No
     violation = f"MaxVio {load.max().item() - 1:.2f}"
     axes.set_title(f"{title} ({violation})" if title else violation, loc="left")
     if path is not None:
-        axes.figure.savefig(path)
-    elif own_figure:
-        axes.figure.canvas.draw_idle()
+        axes.figure.figure.savefig(path)  # of a subfigure, the figure it is in
     return axes
