@@ -1,26 +1,43 @@
 """The router z-loss: keeps the logits of the router small."""
 
-import torch
+from __future__ import annotations
+
 from torch import Tensor
+from torch.distributed import ProcessGroup
+
+from moe_ext.losses._inputs import checked_logits, checked_mask, without
+from moe_ext.losses._reductions import count_over_group, group_size
 
 
-def router_z_loss(router_logits: Tensor, *, token_mask: Tensor | None = None) -> Tensor:
+def router_z_loss(
+    router_logits: Tensor, *, token_mask: Tensor | None = None, group: ProcessGroup | None = None
+) -> Tensor:
     """Mean over tokens of the squared log-partition: `mean_t (logsumexp_e z_te)^2`. No coefficient is applied.
 
-    ST-MoE, arXiv:2202.08906, eq. 5 (coefficient 1e-3 there). Gradient: `2 lse_t p_te / T`.
+    ST-MoE, arXiv:2202.08906, eq. 5 (coefficient 1e-3 there). Gradient: `2 lse_t p_te / T`. A mean over tokens is the
+    same for every way to cut them into sequences of equal length.
 
     Args:
         router_logits: [T, E], any float dtype: the logits the routing really used. float32 arithmetic (float64 for
             float64 logits).
         token_mask: [T] bool, False for tokens to leave out (padding, or rows without finite logits).
+        group: divide by the mean number of tokens of the ranks of this process group instead of the rank's own: the
+            mean over ranks is then that over all tokens, however many of them each rank has.
 
     Returns:
         Scalar, float32 (float64 for float64 logits); 0 where no token counts.
+
+    Raises:
+        TypeError: an argument of the wrong type or dtype.
+        ValueError: shapes that do not fit.
     """
-    logits = router_logits if router_logits.dtype == torch.float64 else router_logits.float()
-    if token_mask is None:
-        return logits.logsumexp(dim=-1).square().sum() / max(logits.shape[0], 1)
-    token_mask = token_mask.reshape(logits.shape[0])
-    # Masked before the logsumexp: logits of a left-out token may be NaN, and 0 * NaN would reach the gradient.
-    log_partition = logits.masked_fill(~token_mask[:, None], 0).logsumexp(dim=-1)
-    return (log_partition.square() * token_mask).sum() / token_mask.sum().clamp(min=1)
+    function = "losses.router_z_loss"
+    logits = checked_logits(function, router_logits)
+    token_mask = checked_mask(function, token_mask, logits.shape[0])
+    squares = without(logits, token_mask).logsumexp(dim=-1).square()
+    if token_mask is None and group is None:
+        return squares.sum() / max(logits.shape[0], 1)
+    counted = squares.new_ones(logits.shape[0]) if token_mask is None else token_mask.to(squares.dtype)
+    num_tokens = count_over_group(counted.sum(), group) / group_size(group)
+    # Not clamped to 1: of a rank without tokens, the mean over ranks may be below that.
+    return (squares * counted).sum() / num_tokens.where(num_tokens > 0, 1)

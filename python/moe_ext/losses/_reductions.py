@@ -1,0 +1,57 @@
+"""Sums over tokens: per sequence, per label, and over the ranks of a process group.
+
+**Process groups.** Data-parallel training averages gradients over its ranks. So that this average is the gradient of
+the loss of the global batch, a differentiable sum over a group of R ranks has the value of the global sum and R times
+the gradient of the rank's own part. Nothing is communicated in backward.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from moe_ext.losses._inputs import no_autocast
+
+
+def per_sequence(x: Tensor, num_sequences: int) -> Tensor:
+    """[T, ...] -> [B, ...], the sum over the tokens of each sequence."""
+    return x.unflatten(0, (num_sequences, x.shape[0] // num_sequences)).sum(1)
+
+
+def per_label(x: Tensor, labels: Tensor, num_labels: int, token_mask: Tensor | None = None) -> Tensor:
+    """[T, N], labels [T] -> [num_labels, N], the sum over the tokens of each label; labels out of range count nowhere.
+
+    A product with the one-hot matrix: the order of the additions, unlike that of an index_add, is always the same.
+    """
+    one_hot = labels[None, :] == torch.arange(num_labels, device=labels.device)[:, None]
+    if token_mask is not None:
+        one_hot = one_hot & token_mask
+    with no_autocast(x.device.type):
+        return one_hot.to(x.dtype) @ x
+
+
+def mean_over_sequences(loss: Tensor, num_counted: Tensor) -> Tensor:
+    """[B] -> scalar; sequences without any counted token don't enter the mean."""
+    return loss.sum() / (num_counted > 0).sum().clamp(min=1)
+
+
+def group_size(group: dist.ProcessGroup | None) -> int:
+    """R; 1 without a group."""
+    return 1 if group is None else dist.get_world_size(group)
+
+
+def count_over_group(counts: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """The sum over the ranks of a tensor without gradient. Without a group, the tensor itself."""
+    if group is None:
+        return counts
+    counts = counts.detach().clone()
+    dist.all_reduce(counts, group=group)
+    return counts
+
+
+def sum_over_group(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """The sum over the ranks, differentiable as said above. Without a group, x itself."""
+    if group is None:
+        return x
+    return count_over_group(x, group) + group_size(group) * (x - x.detach())
