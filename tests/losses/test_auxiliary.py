@@ -1,8 +1,9 @@
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.utils.checkpoint import checkpoint
 
-from moe_ext.losses import add_auxiliary_loss
+from moe_ext.losses import AuxiliaryLossScale, add_auxiliary_loss
 
 
 def test_value_is_unchanged_and_both_gradients_arrive() -> None:
@@ -35,6 +36,47 @@ def test_scale() -> None:
     assert torch.equal(w.grad, torch.full((4,), 128.0))
 
 
+@pytest.mark.parametrize("use_reentrant", [None, False, True])
+def test_scale_set_between_forward_and_backward(use_reentrant: bool | None) -> None:
+    scale = AuxiliaryLossScale(3.0)
+    w = torch.randn(4, requires_grad=True)
+    x = torch.randn(4, requires_grad=True)
+
+    def layer(x: torch.Tensor) -> torch.Tensor:
+        return add_auxiliary_loss(x * 2, w.sum(), scale)
+
+    for value in (256.0, torch.tensor([0.5])):
+        y = layer(x) if use_reentrant is None else checkpoint(layer, x, use_reentrant=use_reentrant)
+        scale.set(value)
+        w.grad = None
+        y.sum().backward()
+        assert torch.equal(w.grad, torch.full((4,), float(value)))
+    assert repr(scale) == "AuxiliaryLossScale(0.5)"
+
+
+def test_one_scale_for_many_losses_as_one_graph() -> None:
+    scale = AuxiliaryLossScale()
+    w = torch.randn(4, requires_grad=True)
+
+    def layers(x: torch.Tensor) -> torch.Tensor:
+        return add_auxiliary_loss(add_auxiliary_loss(x, w.sum(), scale), 2 * w.sum(), scale)
+
+    recompiled = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(layers, fullgraph=True, backend=recompiled)
+    for value in (1.0, 64.0, 0.25):
+        scale.set(value)
+        w.grad = None
+        compiled(torch.randn(4, requires_grad=True)).sum().backward()
+        assert torch.equal(w.grad, torch.full((4,), 3 * value))
+    assert recompiled.frame_count == 1
+
+
+def test_tensor_scale_of_another_dtype() -> None:
+    w = torch.randn(4, dtype=torch.bfloat16, requires_grad=True)
+    add_auxiliary_loss(torch.randn(3, requires_grad=True), w.sum(), torch.tensor(2.0)).sum().backward()
+    assert torch.equal(w.grad, torch.full((4,), 2.0, dtype=torch.bfloat16))
+
+
 def test_loss_that_needs_no_gradient() -> None:
     x = torch.randn(3, requires_grad=True)
     add_auxiliary_loss(x, torch.tensor(1.0)).sum().backward()
@@ -62,3 +104,13 @@ def test_compiles_as_one_graph() -> None:
 def test_losses_of_several_elements_are_an_error() -> None:
     with pytest.raises(ValueError, match="one element"):
         add_auxiliary_loss(torch.randn(3), torch.randn(2))
+
+
+def test_scales_that_are_none_are_an_error() -> None:
+    x, loss = torch.randn(3), torch.randn(())
+    with pytest.raises(ValueError, match="scale must have one element"):
+        add_auxiliary_loss(x, loss, torch.ones(2))
+    with pytest.raises(TypeError, match="scale must be a number, a tensor or an AuxiliaryLossScale, got str"):
+        add_auxiliary_loss(x, loss, "2")
+    with pytest.raises(ValueError, match="value must be finite"):
+        AuxiliaryLossScale().set(float("inf"))

@@ -25,3 +25,8 @@ def test_no_tokens() -> None:
 def test_uneven_sequences_are_an_error() -> None:
     with pytest.raises(ValueError, match="6 tokens do not make 4 sequences"):
         expert_counts(topk_ids(), 4, num_sequences=4)
+
+
+def test_masked_tokens_are_not_counted() -> None:
+    mask = torch.tensor([[True, False, True], [True, True, False]])
+    assert expert_counts(topk_ids(), 4, token_mask=mask).tolist() == [[4, 2, 2, 0]]

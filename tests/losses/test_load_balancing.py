@@ -34,6 +34,49 @@ def test_first_choices_only() -> None:
     assert load_balancing_loss(logits(), topk_ids()[:, :1]).item() == pytest.approx(1.361517, abs=1e-6)
 
 
+def test_gshard() -> None:
+    # The paper's scale, on one group and on two local groups; the code's is E^2 times that.
+    loss = load_balancing_loss(logits(), topk_ids(), convention="gshard", count="first")
+    assert loss.item() == pytest.approx(0.085095, abs=1e-6)
+    groups = load_balancing_loss(logits(), topk_ids(), convention="gshard", count="first", num_sequences=2)
+    code = load_balancing_loss(logits(), topk_ids()[:, :1], num_sequences=2)
+    assert groups.item() == pytest.approx(code.item() / 16)
+
+
+def test_gradient_of_the_switch_transformer() -> None:
+    z = logits().requires_grad_()
+    load_balancing_loss(z, topk_ids(), count="first").backward()
+    expected = torch.tensor([-0.006126, 0.024067, -0.010512, -0.007429], dtype=torch.float64)
+    torch.testing.assert_close(z.grad[0], expected, atol=1e-6, rtol=0)
+
+
+def test_a_token_counts_once_as_in_switch_transformers_of_transformers() -> None:
+    switch = pytest.importorskip("transformers.models.switch_transformers.modeling_switch_transformers")
+    generator = torch.Generator().manual_seed(0)
+    z = torch.randn(3, 20, 8, generator=generator)
+    # Twice the same expert in some rows.
+    ids = torch.randint(8, (3, 20, 2), generator=generator)
+    ours = load_balancing_loss(
+        z.flatten(0, 1), ids.flatten(0, 1), convention="per_token", count="tokens", num_sequences=3
+    )
+    torch.testing.assert_close(ours, switch.load_balancing_loss_func(z.softmax(-1), ids))
+    slots = load_balancing_loss(z.flatten(0, 1), ids.flatten(0, 1), convention="per_token", num_sequences=3)
+    assert slots > ours
+
+
+def test_counts_of_the_unbiased_scores() -> None:
+    # Whatever experts were used, the counted ones are the best two of each token.
+    used = (topk_ids() + 1) % 4
+    loss = load_balancing_loss(logits(), used, score="sigmoid", count="unbiased")
+    assert loss.item() == pytest.approx(1.095030, abs=1e-6)
+
+
+def test_balance_by_load_with_a_different_number_of_experts_per_token() -> None:
+    ids = torch.tensor([[0, 1], [2, -1], [3, -1], [0, -1], [1, 2], [3, -1]])
+    assert load_balancing_loss(torch.zeros(6, 4), ids, convention="load").item() == pytest.approx(1.0)
+    assert load_balancing_loss(torch.zeros(6, 4), ids).item() == pytest.approx(8 / 12)
+
+
 def test_gradient_of_the_switch_loss() -> None:
     z = logits().requires_grad_()
     load_balancing_loss(z, topk_ids()).backward()
@@ -133,12 +176,22 @@ def test_gradcheck(score: str, num_sequences: int) -> None:
     assert gradcheck(loss, logits().requires_grad_())
 
 
+@pytest.mark.parametrize("count", ["first", "tokens", "unbiased"])
+@pytest.mark.parametrize("convention", ["per_token", "load", "gshard"])
+def test_gradcheck_of_other_counts(count: str, convention: str) -> None:
+    # Without ties, so that no small change changes the best two.
+    z = (logits() + 0.01 * torch.arange(24).reshape(6, 4).double().cos()).requires_grad_()
+    assert gradcheck(lambda z: load_balancing_loss(z, topk_ids(), count=count, convention=convention), z)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"convention": "megatron"}, "convention must be"),
         ({"score": "none"}, "score must be"),
+        ({"count": "all"}, "count must be"),
         ({"num_sequences": 5}, "do not make 5 sequences"),
+        ({"token_mask": torch.ones(5, dtype=torch.bool)}, "token_mask must have 6 elements"),
     ],
 )
 def test_errors(arguments: dict[str, object], message: str) -> None:
@@ -146,3 +199,5 @@ def test_errors(arguments: dict[str, object], message: str) -> None:
         load_balancing_loss(logits(), topk_ids(), **arguments)
     with pytest.raises(ValueError, match="topk_ids must be"):
         load_balancing_loss(logits(), topk_ids()[:3])
+    with pytest.raises(TypeError, match="token_mask must be bool"):
+        load_balancing_loss(logits(), topk_ids(), token_mask=torch.ones(6))

@@ -55,8 +55,8 @@ def mixture_likelihood_loss(
 ) -> Tensor:
     """`-log sum_i p_i exp(-|| d - o_i ||^2 / 2)`: the target under a mixture of Gaussians.
 
-    Jacobs et al. 1991, eq. 1.3. Up to the constant of the normal distribution. Gradient of a case: `-h_i (d - o_i)` for o_i and `p_i - h_i` for
-    z_i, where h is the posterior probability of the experts: the best expert learns fastest.
+    Jacobs et al. 1991, eq. 1.3, up to the constant of the normal distribution. Gradient of a case: `-h_i (d - o_i)`
+    for o_i and `p_i - h_i` for z_i, where h is the posterior probability of the experts: the best one learns fastest.
 
     Args, Returns, Raises: as `cooperative_loss`.
     """

@@ -47,8 +47,10 @@ def cluster_variance_loss(
         )
     size = num_experts // num_clusters
     p = size * without(logits, token_mask).softmax(dim=-1).unflatten(-1, (num_clusters, size))
-    inside = p.var(dim=-1, correction=0).mean(-1)
-    between = p.mean(-1).var(dim=-1, correction=0)
+    mean = p.mean(-1, keepdim=True)
+    # Not Tensor.var, which warns where there are no tokens.
+    inside = (p - mean).square().mean((-1, -2))
+    between = (mean - 1 / num_clusters).square().mean((-1, -2))
     loss = inside - separation * between
     if token_mask is None:
         return loss.sum() / max(num_tokens, 1)
