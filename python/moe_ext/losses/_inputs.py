@@ -40,9 +40,9 @@ def checked_logits(function: str, value: Tensor, name: str = "router_logits") ->
 def checked_ids(function: str, value: Tensor, num_tokens: int, name: str = "topk_ids") -> Tensor:
     """`value`, int32 or int64 of shape [T, K]."""
     _checks.is_tensor(function, name, value, _checks.ID_DTYPES)
-    if value.dim() != 2 or value.shape[0] != num_tokens:
+    if value.dim() != 2 or value.shape[0] != num_tokens or value.shape[1] < 1:
         raise ValueError(
-            f"moe_ext.{function}: {name} must be [{num_tokens}, top_k] like the tokens, got shape {tuple(value.shape)}"
+            f"moe_ext.{function}: {name} must be [{num_tokens}, top_k], a row per token, got shape {tuple(value.shape)}"
         )
     return value
 

@@ -110,4 +110,5 @@ def _thresholds(function: str, min_experts: float | Sequence[float], num_modalit
         )
     for number in numbers:
         _checks.is_number(function, "min_experts", number, low=1)
-    return torch.tensor([math.log(number) for number in numbers], dtype=like.dtype, device=like.device)
+    # Filled, not copied: a copy from the host would wait for the device.
+    return torch.stack([like.new_full((), math.log(number)) for number in numbers])
