@@ -111,6 +111,9 @@ def test_perfect_balance_is_one(score: str, num_experts: int, top_k: int) -> Non
     z = torch.zeros(num_experts, num_experts)
     assert load_balancing_loss(z, ids, score=score).item() == pytest.approx(1.0)
     assert load_balancing_loss(z, ids, score=score, convention="per_token").item() == pytest.approx(top_k)
+    assert load_balancing_loss(z, ids, score=score, convention="load").item() == pytest.approx(1.0)
+    gshard = load_balancing_loss(z, ids, score=score, convention="gshard", count="first")
+    assert gshard.item() == pytest.approx(1 / num_experts**2)
 
 
 def test_worst_case() -> None:

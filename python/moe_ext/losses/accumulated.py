@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from moe_ext.losses._inputs import checked_ids, checked_logits, checked_mask, wide, without
+from moe_ext.losses._reductions import count_over_group, group_size, sum_over_group
 from moe_ext.losses.coefficient_of_variation import squared_coefficient_of_variation
 from moe_ext.losses.counts import expert_counts
 from moe_ext.ops import _checks
@@ -15,7 +17,8 @@ class AccumulatedRouting:
     """Sums of a router over forward passes (tasks, accumulation steps), and the losses of Mod-Squad made of them.
 
     `add` once per forward pass, the losses once per step, then `reset`. The sums keep their autograd graph until
-    `reset`. Mod-Squad, arXiv:2212.08066, as in its public code; the losses have no coefficient.
+    `reset`. Mod-Squad, arXiv:2212.08066, as in its public code; the losses have no coefficient. With a process group
+    every rank gets the loss of the sums over its ranks, and the mean over ranks of the gradients is its gradient.
 
     Args:
         num_experts: E.
@@ -35,6 +38,9 @@ class AccumulatedRouting:
             router_logits: [T, E], any float dtype. topk_weights: [T, K]. topk_ids: [T, K] int32 or int64; sentinels
                 (< 0 or >= E) are not counted.
             token_mask: [T] bool, False for tokens to leave out (padding).
+
+        Raises:
+            TypeError: an argument of the wrong type or dtype. ValueError: shapes that do not fit.
         """
         function = "losses.AccumulatedRouting.add"
         logits = checked_logits(function, router_logits)
@@ -64,24 +70,25 @@ class AccumulatedRouting:
         before = self._sums
         self._sums = sums if before is None else tuple(a + b for a, b in zip(before, sums, strict=True))
 
-    def importance_loss(self, *, correction: int = 1) -> Tensor:
+    def importance_loss(self, *, correction: int = 1, group: ProcessGroup | None = None) -> Tensor:
         """CV^2 of the weights summed per expert; see `importance_loss`. Gradient through the weights."""
-        gates = self._added()[0]
+        gates = sum_over_group(self._added()[0], group)
         return squared_coefficient_of_variation(gates / _total(gates), correction=correction)
 
-    def load_balancing_loss(self) -> Tensor:
+    def load_balancing_loss(self, *, group: ProcessGroup | None = None) -> Tensor:
         """`E sum_e P_e F_e`, both divided by their sums; see `load_balancing_loss`. Balance gives 1."""
         _, probability, _, counts, _, _ = self._added()
+        probability, counts = sum_over_group(probability, group), count_over_group(counts, group)
         return self.num_experts * (probability / _total(probability) * (counts / _total(counts))).sum()
 
-    def router_z_loss(self) -> Tensor:
+    def router_z_loss(self, *, group: ProcessGroup | None = None) -> Tensor:
         """Mean over all tokens of the squared logsumexp; see `router_z_loss`."""
         _, _, _, _, z_sum, num_tokens = self._added()
-        return z_sum / num_tokens.clamp(min=1)
+        return sum_over_group(z_sum, group) / count_over_group(num_tokens, group).clamp(min=1)
 
-    def topk_probability_loss(self, limit: int) -> Tensor:
-        """`topk_probability_loss` of the sum over forward passes of the mean probabilities."""
-        return topk_probability_loss(self._added()[2], limit)
+    def topk_probability_loss(self, limit: int, *, group: ProcessGroup | None = None) -> Tensor:
+        """`topk_probability_loss` of the sum over forward passes of the mean probabilities, that over ranks if any."""
+        return topk_probability_loss(sum_over_group(self._added()[2], group) / group_size(group), limit)
 
     def reset(self) -> None:
         """Begin anew."""

@@ -95,7 +95,7 @@ def importance_loss(
     # Token by token first: added to [E] at once, the order of the additions, hence the last bits, would be anyone's.
     gates = weights.new_zeros(num_tokens, num_experts).scatter_add(1, ids, weights)
     importance = per_sequence(gates, num_sequences)
-    return _over_sequences(importance, is_expert.any(dim=1), correction, group)
+    return mean_squared_variation(importance, is_expert.any(dim=1), correction, group)
 
 
 def soft_importance_loss(
@@ -127,10 +127,10 @@ def soft_importance_loss(
     token_mask = checked_mask(function, token_mask, logits.shape[0])
     counted = logits.new_ones(logits.shape[0], dtype=torch.bool) if token_mask is None else token_mask
     importance = per_sequence(without(without(logits, counted).softmax(dim=-1), counted), num_sequences)
-    return _over_sequences(importance, counted, correction, group)
+    return mean_squared_variation(importance, counted, correction, group)
 
 
-def _over_sequences(load: Tensor, counted: Tensor, correction: int, group: ProcessGroup | None) -> Tensor:
+def mean_squared_variation(load: Tensor, counted: Tensor, correction: int, group: ProcessGroup | None) -> Tensor:
     """Load [B, E] and counted [T] -> the mean over sequences of CV^2."""
     load = sum_over_group(load, group)
     num_tokens = count_over_group(per_sequence(counted.to(load.dtype), load.shape[0]), group)

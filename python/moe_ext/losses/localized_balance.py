@@ -46,7 +46,7 @@ def localized_balance_loss(
 ) -> Tensor:
     """How much `Z_be = I_be Q_be` varies, with `I = 1 + delta` where the types agree and `1 - delta` elsewhere.
 
-    LoRAMoE, arXiv:2312.09979, eq. 6-8: with types {knowledge, task} for samples and experts, an expert is pushed
+    LoRAMoE, arXiv:2312.09979: with types {knowledge, task} for samples and experts, an expert is pushed
     towards the samples of its type by delta. `form="paper"` is `var(Z) / mean(Z)`, with the population variance;
     `form="code"` is what the authors' code computes, the unbiased variance over the squared mean. The gradient flows
     through the importance.

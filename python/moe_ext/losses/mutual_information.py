@@ -90,6 +90,9 @@ class TaskExpertStatistics:
             task_ids: the task of all tokens, or [T] int32 or int64; ids outside 0..M-1 count nowhere.
             score: softmax, sigmoid or sqrtsoftplus, the last two divided by their sum.
             token_mask: [T] bool, False for tokens to leave out (padding).
+
+        Raises:
+            TypeError: an argument of the wrong type or dtype. ValueError: shapes, or a task, that do not fit.
         """
         function = "losses.TaskExpertStatistics.add"
         logits = checked_logits(function, router_logits)

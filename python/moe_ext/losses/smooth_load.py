@@ -8,7 +8,7 @@ from torch.distributed import ProcessGroup
 
 from moe_ext.losses._inputs import check_sequences, checked_logits, checked_mask, wide, without
 from moe_ext.losses._reductions import per_sequence
-from moe_ext.losses.coefficient_of_variation import _over_sequences
+from moe_ext.losses.coefficient_of_variation import mean_squared_variation
 from moe_ext.ops import _checks, route
 
 
@@ -108,4 +108,4 @@ def load_loss(
     probability = selection_probability(clean, noisy, noise_std, top_k, exclude_self=exclude_self)
     load = per_sequence(without(probability, token_mask), num_sequences)
     counted = clean.new_ones(clean.shape[0], dtype=torch.bool) if token_mask is None else token_mask
-    return _over_sequences(load, counted, correction, group)
+    return mean_squared_variation(load, counted, correction, group)

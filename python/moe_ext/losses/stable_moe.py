@@ -25,7 +25,7 @@ def overload_loss(
     """`sum_e (c_e - n) / n * sum_{t chose e} sigmoid(z_te)`, n the mean of the counts c. No coefficient is applied.
 
     Overloaded experts push the scores of their tokens down, the others pull theirs up. The balance loss of StableMoE,
-    arXiv:2204.08396, section 3.1 (coefficient 0.3 there), with one expert per token. A sum, not a mean: it grows with
+    arXiv:2204.08396, section 3 (coefficient 0.3 there), with one expert per token. A sum, not a mean: it grows with
     the number of tokens. 0 at balance. Gradient: `(c_e - n) / n * s (1 - s)` for each chosen z_te, with s its sigmoid.
 
     Args:
@@ -71,7 +71,7 @@ def routing_distillation_loss(
 ) -> Tensor:
     """`-sum_t log softmax(z_t)[a_t]`: a router learns the assignment a of another one.
 
-    StableMoE, arXiv:2204.08396, section 3.1, a sum there. Gradient: `p_te - 1{e = a_t}` for each z_te.
+    StableMoE, arXiv:2204.08396, section 3, a sum there. Gradient: `p_te - 1{e = a_t}` for each z_te.
 
     Args:
         router_logits: [T, E] of the router that learns, any float dtype; float32 arithmetic (float64 for float64).
