@@ -126,8 +126,8 @@ def train(method: str, args: argparse.Namespace, corpus: Corpus, on_step: Callab
     model: LanguageModel = LanguageModel(config, layer_of(method, args))
     loads: list[torch.Tensor] = []
     for layer in model.moe_layers():
-        layer.router.register_forward_hook(
-            lambda _, inputs, output: loads.append(expert_counts(output.topk_ids, args.experts)[0])
+        layer.experts.register_forward_hook(
+            lambda _, inputs, output: loads.append(expert_counts(inputs[2], args.experts)[0])
         )
     settings = TrainConfig(batch=args.batch, learning_rate=args.lr, steps=args.steps, seed=args.seed)
     trainer = Trainer(model, settings, torch.device("cpu"))

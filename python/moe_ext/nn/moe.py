@@ -8,11 +8,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from moe_ext.losses import add_auxiliary_loss, expert_counts, load_balancing_loss, router_z_loss
+from moe_ext.losses import (
+    add_auxiliary_loss,
+    expert_counts,
+    load_balancing_loss,
+    losses_from_statistics,
+    router_z_loss,
+)
 from moe_ext.nn.experts import Experts
 from moe_ext.nn.metrics import RoutingMetrics, routing_metrics
 from moe_ext.nn.shared_expert import SharedExpert
-from moe_ext.ops import route
+from moe_ext.ops import RoutingWithStatistics, route
 from moe_ext.ops.types import Routing
 from moe_ext.routing import Router, RouterOutput, TopKRouter
 
@@ -232,19 +238,25 @@ class MoE(nn.Module):
         Returns:
             y [..., H], or `MoEOutput` if losses or metrics were asked for.
         """
-        topk_weights, topk_ids, router_logits = self._route(x, token_mask, route_inputs)
+        adds_losses = self._adds_losses() and not return_losses
+        statistics = None
+        if (return_losses or adds_losses) and token_mask is None and self._losses_are_sums():
+            routed, statistics = self.router(x.reshape(-1, self.hidden_size), statistics=True)
+        else:
+            routed = self._route(x, token_mask, route_inputs)
+        topk_weights, topk_ids, router_logits = routed
         if token_mask is not None:
             topk_ids = topk_ids.masked_fill(~token_mask.reshape(-1, 1), -1)
         if self.expert_counts is not None and self.training:
             self.expert_counts.add_(expert_counts(topk_ids, self.num_experts)[0])
 
         losses = None
-        if return_losses:
-            losses = self._losses(router_logits, topk_ids, x.shape)
-        elif (self.load_balancing_coef or self.z_loss_coef) and self.training and torch.is_grad_enabled():
+        if return_losses or adds_losses:
+            losses = self._losses(router_logits, topk_ids, x.shape, statistics)
+        if adds_losses and losses is not None:
             # Carried by the weights, not by y: they are small, and y stays a tensor that may be modified in place.
-            total = self._losses(router_logits, topk_ids, x.shape).total
-            topk_weights = add_auxiliary_loss(topk_weights, total, self.auxiliary_loss_scale)
+            topk_weights = add_auxiliary_loss(topk_weights, losses.total, self.auxiliary_loss_scale)
+            losses = None
 
         if self.capacity is not None:
             topk_weights, topk_ids = self.capacity(Routing(topk_weights, topk_ids), router_logits=router_logits)
@@ -276,7 +288,30 @@ class MoE(nn.Module):
             self.expert_counts = fn(self.expert_counts)
         return super()._apply(fn, recurse)
 
-    def _losses(self, router_logits: Tensor, topk_ids: Tensor, shape: torch.Size) -> MoELosses:
+    def _adds_losses(self) -> bool:
+        return bool((self.load_balancing_coef or self.z_loss_coef) and self.training and torch.is_grad_enabled())
+
+    def _losses_are_sums(self) -> bool:
+        """Whether sums over all tokens, which the router forms as it routes, are all that the losses need."""
+        router = self.router
+        return (
+            isinstance(router, TopKRouter)
+            and router.score != "none"
+            and router.nonfinite != "sanitize"
+            and self.load_balancing_scope == "micro_batch"
+            and self.load_balancing_counts == "routed"
+        )
+
+    def _losses(
+        self,
+        router_logits: Tensor,
+        topk_ids: Tensor,
+        shape: torch.Size,
+        statistics: RoutingWithStatistics | None,
+    ) -> MoELosses:
+        if statistics is not None:
+            sums = losses_from_statistics(statistics, convention=self.load_balancing_convention)
+            return self._with_total(sums.load_balancing, sums.router_z)
         # Tokens that no expert was found for (masked, or sanitized logits) say nothing about the balance, and logits
         # that were NaN or +inf would turn the loss of all others into NaN.
         counted = (topk_ids >= 0).any(dim=1)
@@ -293,6 +328,9 @@ class MoE(nn.Module):
             token_mask=counted,
         )
         router_z = router_z_loss(router_logits, token_mask=counted)
+        return self._with_total(balance, router_z)
+
+    def _with_total(self, balance: Tensor, router_z: Tensor) -> MoELosses:
         return MoELosses(balance, router_z, self.load_balancing_coef * balance + self.z_loss_coef * router_z)
 
     def _probability_score(self) -> Any:

@@ -1,13 +1,13 @@
 """A linear router with top-k selection: the score of every MoE model in one module."""
 
 import math
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moe_ext.ops import route
+from moe_ext.ops import RoutingWithStatistics, route, route_with_statistics
 from moe_ext.routing._precision import Float32Module, no_autocast
 from moe_ext.routing.expert_bias import UpdateMode, update_expert_bias
 from moe_ext.routing.router import RouterOutput
@@ -110,25 +110,41 @@ class TopKRouter(Float32Module):
                 x = x * torch.empty_like(x).uniform_(1 - self.jitter, 1 + self.jitter)
             return F.linear(x, self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype))
 
-    def forward(self, x: Tensor) -> RouterOutput:
-        """[T, H], any float dtype -> `RouterOutput`."""
+    @overload
+    def forward(self, x: Tensor, *, statistics: Literal[False] = False) -> RouterOutput: ...
+    @overload
+    def forward(self, x: Tensor, *, statistics: Literal[True]) -> tuple[RouterOutput, RoutingWithStatistics]: ...
+    def forward(
+        self, x: Tensor, *, statistics: bool = False
+    ) -> RouterOutput | tuple[RouterOutput, RoutingWithStatistics]:
+        """Route.
+
+        Args:
+            x: [T, H], any float dtype.
+            statistics: return the sums that balance and z losses are made of as well, formed in the same pass. From
+                them `moe_ext.losses.losses_from_statistics` makes the losses, and backward keeps no [T, E] tensor but
+                the logits. Not with `score="none"`.
+        """
         router_logits = self.compute_logits(x)
-        topk_weights, topk_ids = route(
-            router_logits,
-            self.top_k,
-            score=self.score,
-            softmax_after=self.softmax_after,
-            bias=self.expert_bias,
-            num_groups=self.num_groups,
-            topk_groups=self.topk_groups,
-            group_top=self.group_top,
-            group_fill=self.group_fill,
-            renormalize=self.renormalize,
-            eps=self.eps,
-            scale=self.scale,
-            nonfinite=self.nonfinite,
-        )
-        return RouterOutput(topk_weights, topk_ids, router_logits)
+        if not statistics:
+            return RouterOutput(*route(router_logits, self.top_k, **self._route_options()), router_logits)
+        routing = route_with_statistics(router_logits, self.top_k, **self._route_options())
+        return RouterOutput(routing.topk_weights, routing.topk_ids, router_logits), routing
+
+    def _route_options(self) -> dict[str, Any]:
+        return {
+            "score": self.score,
+            "softmax_after": self.softmax_after,
+            "bias": self.expert_bias,
+            "num_groups": self.num_groups,
+            "topk_groups": self.topk_groups,
+            "group_top": self.group_top,
+            "group_fill": self.group_fill,
+            "renormalize": self.renormalize,
+            "eps": self.eps,
+            "scale": self.scale,
+            "nonfinite": self.nonfinite,
+        }
 
     def update_expert_bias(self, counts: Tensor, rate: float = 1e-3, mode: UpdateMode = "sign") -> None:
         """Move `expert_bias` against the load `counts` [E]; see `moe_ext.routing.update_expert_bias`."""
