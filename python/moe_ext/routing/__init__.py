@@ -1,16 +1,40 @@
-"""Routers as modules: hidden states in, (weights, experts, logits) out."""
+"""Routers as modules: hidden states in, (weights, experts, logits) out.
+
+`moe_ext.routing.published` builds those of published models.
+"""
 
 from moe_ext.routing.expert_bias import update_expert_bias
-from moe_ext.routing.logits import LinearLogits
+from moe_ext.routing.hierarchical import HierarchicalRouter
+from moe_ext.routing.jitter import Jitter
+from moe_ext.routing.logits import CosineLogits, LinearLogits
+from moe_ext.routing.noise import GaussianNoise, GumbelNoise, LearnedNoise
 from moe_ext.routing.router import Router, RouterOutput
 from moe_ext.routing.selection import TopK
+from moe_ext.routing.sequence import SequenceRouter, mean_of_sequences
+from moe_ext.routing.task import TaskEmbeddingLogits, TaskExperts, TaskLogits
+from moe_ext.routing.top2 import Top2
 from moe_ext.routing.topk_router import TopKRouter
+from moe_ext.routing.weights import NormalizeWeights, Reweigh
 
 __all__ = [
+    "CosineLogits",
+    "GaussianNoise",
+    "GumbelNoise",
+    "HierarchicalRouter",
+    "Jitter",
+    "LearnedNoise",
     "LinearLogits",
+    "NormalizeWeights",
+    "Reweigh",
     "Router",
     "RouterOutput",
+    "SequenceRouter",
+    "TaskEmbeddingLogits",
+    "TaskExperts",
+    "TaskLogits",
+    "Top2",
     "TopK",
     "TopKRouter",
+    "mean_of_sequences",
     "update_expert_bias",
 ]

@@ -1,8 +1,12 @@
 """A router as a composition: logits, noise while training, selection."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
+
+from moe_ext.routing.expert_bias import UpdateMode, update_expert_bias
+from moe_ext.routing.jitter import Jitter
 
 
 class RouterOutput(NamedTuple):
@@ -17,20 +21,34 @@ class RouterOutput(NamedTuple):
 
 
 class Router(nn.Module):
-    """hidden states -> `RouterOutput`, in three parts that can be exchanged one by one.
+    """hidden states -> `RouterOutput`, in parts that can be exchanged one by one.
 
     * `logits`: [T, H] -> router_logits [T, E]; see `moe_ext.routing.LinearLogits` and its neighbours.
     * `noise`: (router_logits, x) -> router_logits, or None; see `moe_ext.routing.GaussianNoise` and its neighbours.
     * `selection`: router_logits -> `Routing(topk_weights, topk_ids)`; see `moe_ext.routing.TopK` and its neighbours.
+    * `jitter`: noise on the input, or None; see `moe_ext.routing.Jitter`.
 
-    `Router(LinearLogits(H, E), TopK(E, 2, renormalize=True))` is Mixtral's router.
+    `Router(LinearLogits(H, E), TopK(E, 2, renormalize=True))` is Mixtral's router; `moe_ext.routing.published` has it
+    and others by name.
+
+    The choice is never differentiated. Gradients reach logits, noise and input through `topk_weights` alone (and
+    through losses on `router_logits`): all logits of a token have one where its weights are softmax scores, only the
+    chosen ones where these were divided by their sum, and then none where there is one of them.
     """
 
-    def __init__(self, logits: nn.Module, selection: nn.Module, *, noise: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        logits: nn.Module,
+        selection: nn.Module,
+        *,
+        noise: nn.Module | None = None,
+        jitter: Jitter | None = None,
+    ) -> None:
         super().__init__()
         self.logits = logits
         self.noise = noise
         self.selection = selection
+        self.jitter = jitter
 
     def forward(self, x: Tensor, *, gate_input: Tensor | None = None, **side: Tensor | None) -> RouterOutput:
         """Route.
@@ -39,12 +57,66 @@ class Router(nn.Module):
             x: [T, H], any float dtype.
             gate_input: what the logits are computed from instead of x, [T, anything the logits module takes]: pooled
                 context, task or modality embeddings (Uni-Perceiver-MoE, arXiv:2206.04674).
-            side: what the selection asks for beside the logits, such as `token_mask`, `token_ids` or `task_ids`, [T]
-                each. A selection ignores what it has no use for.
+            side: what the parts ask for beside the logits, such as `token_ids` or `task_ids`, [T] each. A selection
+                ignores what it has no use for; logits and noise get what they name in `side_inputs`.
+                `token_mask` [T] bool is seen to here: a token whose mask is False gets ids of -1 and weights of 0,
+                hence no expert, no place in a capacity and no gradient.
+
+        Raises:
+            TypeError: a `token_mask` that is not bool.
+            ValueError: a `token_mask` that is not [T].
         """
-        gate_input = x if gate_input is None else gate_input
-        router_logits = self.logits(gate_input)
-        if self.noise is not None:
-            router_logits = self.noise(router_logits, gate_input)
+        token_mask = side.get("token_mask")
+        if token_mask is not None:
+            _check_mask(token_mask, x)
+        router_logits = self.noisy_logits(x, gate_input=gate_input, **side)
         topk_weights, topk_ids = self.selection(router_logits, **side)
+        if token_mask is not None:
+            token_mask = token_mask[:, None]
+            topk_weights = torch.where(token_mask, topk_weights, 0)
+            topk_ids = torch.where(token_mask, topk_ids, -1)
         return RouterOutput(topk_weights, topk_ids, router_logits)
+
+    def noisy_logits(self, x: Tensor, *, gate_input: Tensor | None = None, **side: Tensor | None) -> Tensor:
+        """All that precedes the selection: jitter, logits, noise. Arguments as in `forward`; [T, E]."""
+        gate_input = x if gate_input is None else gate_input
+        if self.jitter is not None and self.jitter.scope == "router":
+            gate_input = self.jitter(gate_input)
+        router_logits = self.logits(gate_input, **_wanted(self.logits, side))
+        if self.noise is not None:
+            router_logits = self.noise(router_logits, gate_input, **_wanted(self.noise, side))
+        return router_logits
+
+    def jitter_input(self, x: Tensor) -> Tensor:
+        """x as router and experts shall see it, for the layer to call before it routes.
+
+        Differs from x only while training and with a jitter of `scope="all"`.
+        """
+        return self.jitter(x) if self.jitter is not None and self.jitter.scope == "all" else x
+
+    @property
+    def expert_bias(self) -> Tensor | None:
+        """The selection's [E] buffer, or None if it has none; see `moe_ext.routing.TopK`."""
+        return getattr(self.selection, "expert_bias", None)
+
+    def update_expert_bias(self, counts: Tensor, rate: float = 1e-3, mode: UpdateMode = "sign") -> None:
+        """Move `expert_bias` against the load `counts` [E]; see `moe_ext.routing.update_expert_bias`.
+
+        Raises:
+            RuntimeError: the selection has no `expert_bias`.
+        """
+        if self.expert_bias is None:
+            raise RuntimeError("Router.update_expert_bias: its selection has no expert_bias")
+        update_expert_bias(self.expert_bias, counts, rate, mode)
+
+
+def _wanted(part: nn.Module, side: dict[str, Tensor | None]) -> dict[str, Any]:
+    """The side inputs that logits or noise ask for by name."""
+    return {name: side[name] for name in getattr(part, "side_inputs", ()) if name in side}
+
+
+def _check_mask(token_mask: Tensor, x: Tensor) -> None:
+    if token_mask.dtype != torch.bool:
+        raise TypeError(f"Router: token_mask must be bool, got {token_mask.dtype}")
+    if token_mask.shape != x.shape[:1]:
+        raise ValueError(f"Router: token_mask must be [num_tokens] = ({x.shape[0]},), got {tuple(token_mask.shape)}")

@@ -7,22 +7,29 @@ from torch import Tensor
 
 from moe_ext.ops import route
 from moe_ext.ops.types import Routing
-from moe_ext.routing._precision import Float32Module
+from moe_ext.routing._precision import Float32Module, no_autocast, wide
 
 
 class TopK(Float32Module):
     """The `top_k` best experts of each token by score, as `moe_ext.route` has it.
 
+    For weights that `moe_ext.route` doesn't compute see `moe_ext.routing.NormalizeWeights` and `Reweigh`.
+
     Args:
-        num_experts, top_k: E, K.
-        score, softmax_after, num_groups, topk_groups, group_top, group_fill, renormalize, eps, scale, nonfinite:
-            as in `moe_ext.route`.
+        num_experts, top_k: E, K. K = E is dense gating.
+        score, softmax_after, num_groups, topk_groups, group_top, group_fill, renormalize, eps, scale:
+            as in `moe_ext.route`. With `top_k=1`, `renormalize=True` leaves weights of 1 and no gradient.
+        scale_renormalized: apply `scale` to renormalised weights, too, as DeepSeek-V3 does. The released code of
+            DeepSeek-V2 does either one or the other: there it is False.
+        nonfinite: as in `moe_ext.route`; or "min": what isn't finite becomes the least finite logit of the batch, as
+            in the public code of BASE layers, StableMoE and X-MoE (0 if no logit is finite).
         expert_bias: keep a float32 buffer [E] that is added to the scores for the selection only (DeepSeek-V3,
-            arXiv:2412.19437, eq. 16) and that `moe_ext.routing.update_expert_bias` moves.
+            arXiv:2412.19437, eq. 16) and that `moe_ext.routing.update_expert_bias` moves. A buffer: no optimizer,
+            weight decay or gradient touches it.
         device: of the buffer.
 
     Raises:
-        ValueError: `top_k` outside 1..num_experts.
+        ValueError: `top_k` outside 1..num_experts. What `moe_ext.route` refuses, it refuses in forward.
     """
 
     expert_bias: Tensor | None
@@ -41,7 +48,8 @@ class TopK(Float32Module):
         renormalize: bool = False,
         eps: float = 1e-20,
         scale: float = 1.0,
-        nonfinite: Literal["propagate", "sanitize", "error"] = "propagate",
+        scale_renormalized: bool = True,
+        nonfinite: Literal["propagate", "sanitize", "error", "min"] = "propagate",
         expert_bias: bool = False,
         device: torch.device | str | None = None,
     ) -> None:
@@ -50,6 +58,7 @@ class TopK(Float32Module):
             raise ValueError(f"TopK: top_k must be in 1..num_experts={num_experts}, got {top_k}")
         self.num_experts = num_experts
         self.top_k = top_k
+        self.nonfinite = nonfinite
         self.options: dict[str, Any] = {
             "score": score,
             "softmax_after": softmax_after,
@@ -59,8 +68,8 @@ class TopK(Float32Module):
             "group_fill": group_fill,
             "renormalize": renormalize,
             "eps": eps,
-            "scale": scale,
-            "nonfinite": nonfinite,
+            "scale": scale if scale_renormalized or not renormalize else 1.0,
+            "nonfinite": "propagate" if nonfinite == "min" else nonfinite,
         }
         self.register_buffer(
             "expert_bias", torch.zeros(num_experts, dtype=torch.float32, device=device) if expert_bias else None
@@ -68,8 +77,24 @@ class TopK(Float32Module):
 
     def forward(self, router_logits: Tensor, **_: object) -> Routing:
         """[T, E] -> weights [T, K], ids [T, K]."""
+        if self.nonfinite == "min":
+            router_logits = finite_by_minimum(router_logits)
         return route(router_logits, self.top_k, bias=self.expert_bias, **self.options)
 
     def extra_repr(self) -> str:
-        options = ", ".join(f"{name}={value!r}" for name, value in self.options.items())
-        return f"num_experts={self.num_experts}, top_k={self.top_k}, {options}"
+        options = ", ".join(f"{name}={value!r}" for name, value in self.options.items() if name != "nonfinite")
+        return f"num_experts={self.num_experts}, top_k={self.top_k}, {options}, nonfinite={self.nonfinite!r}"
+
+
+def finite_by_minimum(router_logits: Tensor) -> Tensor:
+    """[T, E] -> [T, E] float32 (float64 for float64 logits): what isn't finite becomes the least that is.
+
+    If nothing is, zeros. Replaced entries get no gradient.
+    """
+    with no_autocast(router_logits.device.type):
+        router_logits = wide(router_logits)
+        finite = router_logits.isfinite()
+        # A constant beside the logits, so that a batch of no tokens has a minimum, too.
+        candidates = torch.where(finite, router_logits.detach(), torch.inf).flatten()
+        least = torch.cat([candidates, candidates.new_full((1,), torch.inf)]).amin()
+        return torch.where(finite, router_logits, torch.where(least.isinf(), 0.0, least))
