@@ -159,6 +159,13 @@ CASES = {
         bias="e_score_correction_bias",
     ),
     "llama4": Case("llama4", "Llama4Router", LOCAL, "llama4", theirs=llama4, config_class="Llama4TextConfig"),
+    "phimoe": Case(
+        "phimoe",
+        "PhimoeTopKRouter",
+        {**LOCAL, "num_experts_per_tok": 2, "router_jitter_noise": 0.2},
+        "phimoe",
+        {"margin": 0.2},
+    ),
     "gpt_oss": Case("gpt_oss", "GptOssTopKRouter", LOCAL, "gpt_oss"),
     "granite_moe": Case("granitemoe", "GraniteMoeTopKRouter", LOCAL, "granite_moe", config_class="GraniteMoeConfig"),
     **{
@@ -205,7 +212,7 @@ CASES = {
         nllb,
     ),
 }
-SIZED = {"switch": (H, E), "gshard": (H, E)}
+SIZED = {"switch": (H, E), "gshard": (H, E), "phimoe": (H, E, 2)}
 
 
 def find(case: Case) -> nn.Module:

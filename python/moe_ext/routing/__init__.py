@@ -11,6 +11,7 @@ from moe_ext.routing.noise import GaussianNoise, GumbelNoise, LearnedNoise
 from moe_ext.routing.router import Router, RouterOutput
 from moe_ext.routing.selection import TopK
 from moe_ext.routing.sequence import SequenceRouter, mean_of_sequences
+from moe_ext.routing.sparse_mixer import SparseMixer
 from moe_ext.routing.task import TaskEmbeddingLogits, TaskExperts, TaskLogits
 from moe_ext.routing.top2 import Top2
 from moe_ext.routing.topk_router import TopKRouter
@@ -29,6 +30,7 @@ __all__ = [
     "Router",
     "RouterOutput",
     "SequenceRouter",
+    "SparseMixer",
     "TaskEmbeddingLogits",
     "TaskExperts",
     "TaskLogits",

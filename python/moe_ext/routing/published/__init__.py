@@ -25,6 +25,7 @@ from moe_ext.routing.published.models import (
     minimax_m2,
     mixtral,
     olmoe,
+    phimoe,
     qwen2_moe,
     qwen3_moe,
 )
@@ -68,6 +69,7 @@ __all__ = [
     "mod_squad",
     "noisy_top_k",
     "olmoe",
+    "phimoe",
     "qwen2_moe",
     "qwen3_moe",
     "random_moe",

@@ -11,6 +11,7 @@ from moe_ext.routing.jitter import Jitter, JitterScope
 from moe_ext.routing.logits import LinearLogits
 from moe_ext.routing.router import Router
 from moe_ext.routing.selection import TopK
+from moe_ext.routing.sparse_mixer import SparseMixer
 from moe_ext.routing.weights import NormalizeWeights, Reweigh
 
 Device = torch.device | str | None
@@ -319,6 +320,32 @@ def longcat_flash(
     return Router(
         LinearLogits(hidden_size, num_experts, device=device),
         TopK(num_experts, top_k, scale=scale, expert_bias=True, device=device),
+    )
+
+
+def phimoe(
+    hidden_size: int,
+    num_experts: int = 16,
+    top_k: int = 2,
+    *,
+    margin: float = 0.01,
+    jitter: float = 0.0,
+    jitter_scope: JitterScope = "all",
+    device: Device = None,
+) -> Router:
+    """Phi-3.5-MoE and GRIN-MoE (arXiv:2409.12136): `SparseMixer`, which samples while training.
+
+    Args:
+        hidden_size, num_experts, top_k: H, E, K.
+        margin: `router_jitter_noise`; no noise, but how far from the best logit another one may be.
+        jitter: `input_jitter_noise`.
+        jitter_scope: "all": experts see the jittered input, as in public code. "router": they don't.
+        device: of the parameters.
+    """
+    return Router(
+        LinearLogits(hidden_size, num_experts, device=device),
+        SparseMixer(num_experts, top_k, margin=margin),
+        jitter=Jitter(jitter, scope=jitter_scope) if jitter else None,
     )
 
 
