@@ -216,6 +216,15 @@ def test_noise_is_one_draw_per_sequence() -> None:
     assert (ids == ids[:, :1]).all()
 
 
+def test_what_a_layer_asks_a_router_for_reaches_it_through_the_sequences() -> None:
+    router = Router(LinearLogits(H, E), TopK(E, K, expert_bias=True), jitter=Jitter(0.1, scope="all"))
+    by_sequence, x = SequenceRouter(router), torch.randn(T, H)
+    assert not torch.equal(by_sequence.jitter_input(x), x)
+    by_sequence.update_expert_bias(torch.arange(E))
+    assert by_sequence.expert_bias is router.expert_bias
+    assert (router.expert_bias != 0).all()
+
+
 def test_sequences_in_gradcheck_and_in_one_graph() -> None:
     router = SequenceRouter(a_router()).double()
     mask = torch.arange(T) % 8 < 6

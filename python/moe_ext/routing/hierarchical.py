@@ -65,6 +65,10 @@ class HierarchicalRouter(nn.Module):
             joint = group_logits.log_softmax(dim=1)[:, :, None] + grouped.log_softmax(dim=2)
             return RouterOutput(*_best_first(weights, ids, num_experts), joint.flatten(1))
 
+    def jitter_input(self, x: Tensor) -> Tensor:
+        """As `Router.jitter_input`, with the jitter of the primary router."""
+        return self.primary.jitter_input(x)
+
 
 def _best_first(weights: Tensor, ids: Tensor, num_experts: int) -> tuple[Tensor, Tensor]:
     """Slots by descending weight, ties by the lower id, empty ones last."""

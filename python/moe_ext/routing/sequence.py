@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_ext.routing._precision import no_autocast, wide
+from moe_ext.routing.expert_bias import UpdateMode
 from moe_ext.routing.router import Router, RouterOutput
 
 
@@ -73,6 +74,19 @@ class SequenceRouter(nn.Module):
         topk_weights = torch.where(used, nn.functional.embedding(index, topk_weights), 0)
         topk_ids = torch.where(used, topk_ids[index], -1)
         return RouterOutput(topk_weights, topk_ids, nn.functional.embedding(index, router_logits))
+
+    def jitter_input(self, x: Tensor) -> Tensor:
+        """As `Router.jitter_input`."""
+        return self.router.jitter_input(x)
+
+    @property
+    def expert_bias(self) -> Tensor | None:
+        """That of the router."""
+        return self.router.expert_bias
+
+    def update_expert_bias(self, counts: Tensor, rate: float = 1e-3, mode: UpdateMode = "sign") -> None:
+        """As `Router.update_expert_bias`."""
+        self.router.update_expert_bias(counts, rate, mode)
 
 
 def _sequence_ids(x: Tensor, num_sequences: int, sequence_ids: Tensor | None) -> Tensor:
