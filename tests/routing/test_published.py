@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from moe_ext.nn import Experts
 from moe_ext.routing import Jitter, RouterOutput, published
 
 T, H = 32, 24
@@ -106,6 +107,20 @@ def test_the_same_under_autocast_in_bfloat16_and_in_one_graph(name: str) -> None
     for results in (autocast, narrow, compiled):
         for a, b in zip(results, expected, strict=True):
             assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", ["gshard", "deepseek_v3", "hierarchical", "phimoe", "dense"])
+def test_experts_take_what_a_router_gives(name: str) -> None:
+    router = build(name)
+    x = torch.randn(T, H)
+    with torch.no_grad():
+        weights, ids, logits = router(x)
+        experts = Experts(H, 16, logits.shape[1])
+        one = torch.ones(T, 1)
+        expected = sum(
+            weights[:, k, None] * experts(x, one, ids[:, k, None].contiguous()) for k in range(weights.shape[1])
+        )
+        torch.testing.assert_close(experts(x, weights, ids), expected)
 
 
 @names

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from moe_ext.ops.types import Routing
-from moe_ext.routing import NormalizeWeights, Reweigh, Top2, TopK
+from moe_ext.routing import MultiplicativeBias, NormalizeWeights, Reweigh, Top2, TopK, update_expert_bias
 from tests.losses.worked_example import TOP_2, logits
 
 PROBABILITIES = [
@@ -190,6 +190,7 @@ SELECTIONS = {
         f"reweigh_{score}": Reweigh(TopK(6, 3, score="sigmoid", expert_bias=True), score, renormalize=True)
         for score in ("softmax", "softmax_after", "sigmoid", "sqrtsoftplus")
     },
+    "product": Reweigh(MultiplicativeBias(TopK(6, 3, score="none"), 6), "sigmoid", renormalize=True),
     "reweigh_function": Reweigh(TopK(6, 3), torch.exp),
     "reweigh_none": Reweigh(TopK(6, 3), "none", scale=2.0),
     "top2_sampled": Top2(6, second_expert="sample"),
@@ -307,6 +308,20 @@ def test_one_score_selects_and_another_weighs() -> None:
     assert (Reweigh(gate, "relu")(z).topk_weights == z.gather(1, ids.long()).relu()).all()
 
 
+@pytest.mark.parametrize("score", ["sigmoid", "softmax"])
+def test_a_bias_can_multiply(score: str) -> None:
+    z = torch.randn(256, 8)
+    selection = Reweigh(MultiplicativeBias(TopK(8, 3, score="none"), 8, score=score), score)
+    for a, b in zip(selection(z), TopK(8, 3, score=score)(z), strict=True):
+        torch.testing.assert_close(a, b)
+    selection.expert_bias[5] = 0
+    weights, ids = selection(z)
+    assert not (ids == 5).any()
+    torch.testing.assert_close(weights, (z.sigmoid() if score == "sigmoid" else z.softmax(1)).gather(1, ids.long()))
+    update_expert_bias(selection.expert_bias, torch.tensor([1] * 5 + [0] + [1] * 2), 0.1)
+    assert selection.expert_bias[5] == pytest.approx(0.1)
+
+
 class Fixed(nn.Module):
     """Chooses nobody in row 0, one in row 1, two in row 2."""
 
@@ -406,5 +421,7 @@ def test_errors() -> None:
         NormalizeWeights(TopK(4, 2), p=0)
     with pytest.raises(ValueError, match="score must be one of"):
         Reweigh(TopK(4, 2), "cosine")
+    with pytest.raises(ValueError, match="score must be"):
+        MultiplicativeBias(TopK(4, 2, score="none"), 4, score="none")
     with pytest.raises(ValueError, match="nonfinite must be one of"):
         TopK(4, 2, nonfinite="max")(torch.zeros(1, 4))

@@ -9,7 +9,7 @@ from moe_ext.routing.jitter import Jitter
 from moe_ext.routing.logits import CosineLogits, LinearLogits
 from moe_ext.routing.noise import GaussianNoise, GumbelNoise, LearnedNoise
 from moe_ext.routing.router import Router, RouterOutput
-from moe_ext.routing.selection import TopK
+from moe_ext.routing.selection import MultiplicativeBias, TopK
 from moe_ext.routing.sequence import SequenceRouter, mean_of_sequences
 from moe_ext.routing.sparse_mixer import SparseMixer
 from moe_ext.routing.task import TaskEmbeddingLogits, TaskExperts, TaskLogits
@@ -25,6 +25,7 @@ __all__ = [
     "Jitter",
     "LearnedNoise",
     "LinearLogits",
+    "MultiplicativeBias",
     "NormalizeWeights",
     "Reweigh",
     "Router",

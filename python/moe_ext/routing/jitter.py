@@ -35,7 +35,7 @@ class Jitter(nn.Module):
         self.scope = scope
 
     def forward(self, x: Tensor) -> Tensor:
-        """[T, H] -> [T, H]: float32 (float64 for float64 x) with `scope="router"`, else in the dtype of x."""
+        """Any shape -> the same: float32 (float64 for float64 x) with `scope="router"`, else in the dtype of x."""
         if not self.training or self.eps == 0:
             return x
         with no_autocast(x.device.type):

@@ -3,7 +3,7 @@
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from moe_ext.ops import route
 from moe_ext.ops.types import Routing
@@ -84,6 +84,53 @@ class TopK(Float32Module):
     def extra_repr(self) -> str:
         options = ", ".join(f"{name}={value!r}" for name, value in self.options.items() if name != "nonfinite")
         return f"num_experts={self.num_experts}, top_k={self.top_k}, {options}, nonfinite={self.nonfinite!r}"
+
+
+class MultiplicativeBias(Float32Module):
+    """Ranks experts by `score(router_logits) * expert_bias` instead of a sum: an ablation of arXiv:2408.15664.
+
+    The weights it returns are those of the ranking; `moe_ext.routing.Reweigh` around it makes them the scores:
+    `Reweigh(MultiplicativeBias(TopK(E, K, score="none"), E), "sigmoid", renormalize=True)`.
+
+    Args:
+        selection: what ranks; takes the products for logits.
+        num_experts: E. The buffer `expert_bias` [E] starts as ones; `moe_ext.routing.update_expert_bias` moves it.
+        score: "sigmoid" or "softmax".
+        device: of the buffer.
+
+    Raises:
+        ValueError: an unknown `score`.
+    """
+
+    expert_bias: Tensor
+
+    def __init__(
+        self,
+        selection: nn.Module,
+        num_experts: int,
+        *,
+        score: Literal["sigmoid", "softmax"] = "sigmoid",
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        if score not in ("sigmoid", "softmax"):
+            raise ValueError(f'MultiplicativeBias: score must be "sigmoid" or "softmax", got {score!r}')
+        self.selection = selection
+        self.num_experts = num_experts
+        self.score = score
+        self.register_buffer("expert_bias", torch.ones(num_experts, dtype=torch.float32, device=device))
+
+    def forward(self, router_logits: Tensor, **side: object) -> Routing:
+        """[T, E] -> weights [T, K], ids [T, K]."""
+        with no_autocast(router_logits.device.type):
+            router_logits = wide(router_logits)
+            scores = router_logits.sigmoid() if self.score == "sigmoid" else router_logits.softmax(dim=1)
+            # In the dtype of the scores: a float32 product of float64 ones would make ties.
+            routing: Routing = self.selection(scores * self.expert_bias.to(scores.dtype), **side)
+            return routing
+
+    def extra_repr(self) -> str:
+        return f"num_experts={self.num_experts}, score={self.score!r}"
 
 
 def finite_by_minimum(router_logits: Tensor) -> Tensor:
