@@ -8,6 +8,17 @@ from moe_ext.routing.hierarchical import HierarchicalRouter
 from moe_ext.routing.jitter import Jitter
 from moe_ext.routing.logits import CosineLogits, LinearLogits
 from moe_ext.routing.noise import GaussianNoise, GumbelNoise, LearnedNoise
+from moe_ext.routing.fixed_logits import ConstantLogits, RandomLogits
+from moe_ext.routing.hash_tables import (
+    balanced_table,
+    clustered_table,
+    dispersed_table,
+    multi_hash_table,
+    random_table,
+)
+from moe_ext.routing.hashing import HashSelection, bigram_hash, previous_ids, sequence_positions
+from moe_ext.routing.logits import LinearLogits
+from moe_ext.routing.random_routing import RandomSelection, random_experts
 from moe_ext.routing.router import Router, RouterOutput
 from moe_ext.routing.selection import MultiplicativeBias, TopK
 from moe_ext.routing.sequence import SequenceRouter, mean_of_sequences
@@ -28,6 +39,11 @@ __all__ = [
     "MultiplicativeBias",
     "NormalizeWeights",
     "Reweigh",
+    "ConstantLogits",
+    "HashSelection",
+    "LinearLogits",
+    "RandomLogits",
+    "RandomSelection",
     "Router",
     "RouterOutput",
     "SequenceRouter",
@@ -39,5 +55,14 @@ __all__ = [
     "TopK",
     "TopKRouter",
     "mean_of_sequences",
+    "balanced_table",
+    "bigram_hash",
+    "clustered_table",
+    "dispersed_table",
+    "multi_hash_table",
+    "previous_ids",
+    "random_experts",
+    "random_table",
+    "sequence_positions",
     "update_expert_bias",
 ]
