@@ -19,12 +19,16 @@ from moe_ext.routing.hash_tables import (
 from moe_ext.routing.hashing import HashSelection, bigram_hash, previous_ids, sequence_positions
 from moe_ext.routing.logits import LinearLogits
 from moe_ext.routing.random_routing import RandomSelection, random_experts
+from moe_ext.routing.relu_gate import ReLUSelection, SparsityController, relu_sparsity, relu_sparsity_loss
 from moe_ext.routing.router import Router, RouterOutput
 from moe_ext.routing.selection import MultiplicativeBias, TopK
 from moe_ext.routing.sequence import SequenceRouter, mean_of_sequences
 from moe_ext.routing.sparse_mixer import SparseMixer
 from moe_ext.routing.task import TaskEmbeddingLogits, TaskExperts, TaskLogits
 from moe_ext.routing.top2 import Top2
+from moe_ext.routing.selection import TopK
+from moe_ext.routing.stable_moe import StableMoERouter, TokenRouter
+from moe_ext.routing.threshold import ThresholdSelection, initial_threshold_bias, update_threshold_bias
 from moe_ext.routing.topk_router import TopKRouter
 from moe_ext.routing.weights import NormalizeWeights, Reweigh
 
@@ -44,6 +48,7 @@ __all__ = [
     "LinearLogits",
     "RandomLogits",
     "RandomSelection",
+    "ReLUSelection",
     "Router",
     "RouterOutput",
     "SequenceRouter",
@@ -52,6 +57,10 @@ __all__ = [
     "TaskExperts",
     "TaskLogits",
     "Top2",
+    "SparsityController",
+    "StableMoERouter",
+    "ThresholdSelection",
+    "TokenRouter",
     "TopK",
     "TopKRouter",
     "mean_of_sequences",
@@ -59,10 +68,14 @@ __all__ = [
     "bigram_hash",
     "clustered_table",
     "dispersed_table",
+    "initial_threshold_bias",
     "multi_hash_table",
     "previous_ids",
     "random_experts",
     "random_table",
+    "relu_sparsity",
+    "relu_sparsity_loss",
     "sequence_positions",
     "update_expert_bias",
+    "update_threshold_bias",
 ]
