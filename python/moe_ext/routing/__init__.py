@@ -3,6 +3,7 @@
 `moe_ext.routing.published` builds those of published models.
 """
 
+from moe_ext.routing.dense_to_sparse import DenseToSparseSelection, annealed_temperature, diversify_experts
 from moe_ext.routing.expert_bias import update_expert_bias
 from moe_ext.routing.hierarchical import HierarchicalRouter
 from moe_ext.routing.jitter import Jitter
@@ -27,10 +28,12 @@ from moe_ext.routing.sparse_mixer import SparseMixer
 from moe_ext.routing.task import TaskEmbeddingLogits, TaskExperts, TaskLogits
 from moe_ext.routing.top2 import Top2
 from moe_ext.routing.selection import TopK
+from moe_ext.routing.soft_topk import SoftTopK, soft_topk
 from moe_ext.routing.stable_moe import StableMoERouter, TokenRouter
 from moe_ext.routing.threshold import ThresholdSelection, initial_threshold_bias, update_threshold_bias
 from moe_ext.routing.topk_router import TopKRouter
 from moe_ext.routing.weights import NormalizeWeights, Reweigh
+from moe_ext.routing.zero_experts import ZeroComputationExperts
 
 __all__ = [
     "CosineLogits",
@@ -44,6 +47,7 @@ __all__ = [
     "NormalizeWeights",
     "Reweigh",
     "ConstantLogits",
+    "DenseToSparseSelection",
     "HashSelection",
     "LinearLogits",
     "RandomLogits",
@@ -57,6 +61,7 @@ __all__ = [
     "TaskExperts",
     "TaskLogits",
     "Top2",
+    "SoftTopK",
     "SparsityController",
     "StableMoERouter",
     "ThresholdSelection",
@@ -64,10 +69,13 @@ __all__ = [
     "TopK",
     "TopKRouter",
     "mean_of_sequences",
+    "ZeroComputationExperts",
+    "annealed_temperature",
     "balanced_table",
     "bigram_hash",
     "clustered_table",
     "dispersed_table",
+    "diversify_experts",
     "initial_threshold_bias",
     "multi_hash_table",
     "previous_ids",
@@ -76,6 +84,7 @@ __all__ = [
     "relu_sparsity",
     "relu_sparsity_loss",
     "sequence_positions",
+    "soft_topk",
     "update_expert_bias",
     "update_threshold_bias",
 ]
