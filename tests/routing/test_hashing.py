@@ -181,8 +181,12 @@ def test_errors() -> None:
         selection(LOGITS)
     with pytest.raises(TypeError, match="token_ids must be an int32 or int64"):
         selection(LOGITS, token_ids=torch.zeros(6))
-    with pytest.raises(ValueError, match=r"token_ids must be \[T\]"):
+    with pytest.raises(ValueError, match=r"token_ids must be \[T\] = \(6,\), got shape \(2, 3\)"):
         selection(LOGITS, token_ids=torch.zeros(2, 3, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"token_ids must be \[T\] = \(6,\), got shape \(5,\)"):
+        selection(LOGITS, token_ids=torch.zeros(5, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"sequence_ids must be \[T\] = \(6,\)"):
+        previous_ids(torch.arange(6), torch.arange(5))
     with pytest.raises(ValueError, match=r"position must be in 0\.\.3, got 4"):
         HashSelection(torch.zeros(4, dtype=torch.int32), 2, key="position")(LOGITS, token_ids=torch.zeros(6).long())
     with pytest.raises(ValueError, match="table must hold values"):

@@ -10,6 +10,8 @@ from moe_ext.routing.jitter import Jitter
 from moe_ext.routing.logits import CosineLogits, LinearLogits
 from moe_ext.routing.noise import GaussianNoise, GumbelNoise, LearnedNoise
 from moe_ext.routing.fixed_logits import ConstantLogits, RandomLogits
+from moe_ext.routing.geometric import normalize_rows
+from moe_ext.routing.grid_logits import GridLogits
 from moe_ext.routing.hash_tables import (
     balanced_table,
     clustered_table,
@@ -19,7 +21,9 @@ from moe_ext.routing.hash_tables import (
 )
 from moe_ext.routing.hashing import HashSelection, bigram_hash, previous_ids, sequence_positions
 from moe_ext.routing.logits import LinearLogits
+from moe_ext.routing.lsh import LSHBuckets
 from moe_ext.routing.random_routing import RandomSelection, random_experts
+from moe_ext.routing.reinforce import SampledSelection, reinforce_loss
 from moe_ext.routing.relu_gate import ReLUSelection, SparsityController, relu_sparsity, relu_sparsity_loss
 from moe_ext.routing.router import Router, RouterOutput
 from moe_ext.routing.selection import MultiplicativeBias, TopK
@@ -28,6 +32,7 @@ from moe_ext.routing.sparse_mixer import SparseMixer
 from moe_ext.routing.task import TaskEmbeddingLogits, TaskExperts, TaskLogits
 from moe_ext.routing.top2 import Top2
 from moe_ext.routing.selection import TopK
+from moe_ext.routing.similarity import ClusterLogits, TokenGraphSmoothing
 from moe_ext.routing.soft_topk import SoftTopK, soft_topk
 from moe_ext.routing.stable_moe import StableMoERouter, TokenRouter
 from moe_ext.routing.threshold import ThresholdSelection, initial_threshold_bias, update_threshold_bias
@@ -46,9 +51,12 @@ __all__ = [
     "MultiplicativeBias",
     "NormalizeWeights",
     "Reweigh",
+    "ClusterLogits",
     "ConstantLogits",
     "DenseToSparseSelection",
+    "GridLogits",
     "HashSelection",
+    "LSHBuckets",
     "LinearLogits",
     "RandomLogits",
     "RandomSelection",
@@ -61,10 +69,12 @@ __all__ = [
     "TaskExperts",
     "TaskLogits",
     "Top2",
+    "SampledSelection",
     "SoftTopK",
     "SparsityController",
     "StableMoERouter",
     "ThresholdSelection",
+    "TokenGraphSmoothing",
     "TokenRouter",
     "TopK",
     "TopKRouter",
@@ -78,9 +88,11 @@ __all__ = [
     "diversify_experts",
     "initial_threshold_bias",
     "multi_hash_table",
+    "normalize_rows",
     "previous_ids",
     "random_experts",
     "random_table",
+    "reinforce_loss",
     "relu_sparsity",
     "relu_sparsity_loss",
     "sequence_positions",

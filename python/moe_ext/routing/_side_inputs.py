@@ -5,7 +5,13 @@ from torch import Tensor
 
 
 def checked_ids(
-    owner: str, name: str, ids: Tensor | None, *, num_ids: int | None = None, token_mask: Tensor | None = None
+    owner: str,
+    name: str,
+    ids: Tensor | None,
+    *,
+    num_tokens: int | None = None,
+    num_ids: int | None = None,
+    token_mask: Tensor | None = None,
 ) -> Tensor:
     """`ids` as int64, after making sure that it was given and holds integers.
 
@@ -14,7 +20,7 @@ def checked_ids(
 
     Raises:
         TypeError: not a tensor of integers.
-        ValueError: not given, not one-dimensional, or a value out of range.
+        ValueError: not given, not [num_tokens], or a value out of range.
     """
     if ids is None:
         raise ValueError(f"moe_ext.{owner}: {name} is needed, as a keyword of the call: {name}=[T] integers")
@@ -22,8 +28,9 @@ def checked_ids(
         raise TypeError(
             f"moe_ext.{owner}: {name} must be an int32 or int64 tensor, got {getattr(ids, 'dtype', type(ids))}"
         )
-    if ids.dim() != 1:
-        raise ValueError(f"moe_ext.{owner}: {name} must be [T], got shape {tuple(ids.shape)}")
+    if ids.dim() != 1 or (num_tokens is not None and ids.shape[0] != num_tokens):
+        wanted = "[T]" if num_tokens is None else f"[T] = ({num_tokens},)"
+        raise ValueError(f"moe_ext.{owner}: {name} must be {wanted}, got shape {tuple(ids.shape)}")
     ids = ids.long()
     if num_ids is not None and ids.device.type == "cpu" and not torch.compiler.is_compiling():
         outside = (ids < 0) | (ids >= num_ids)

@@ -14,7 +14,7 @@ def fill_slots(selected: Tensor, ranking: Tensor, weights: Tensor, num_slots: in
         weights: [T, E], what the slots carry; differentiable.
         num_slots: K, 1..E. What is selected beyond it is left out.
     """
-    # route rather than torch.topk, which promises nothing about ties. NaN is never selected, so it is never ranked.
+    # route rather than torch.topk, which promises nothing about ties.
     order = route(ranking.detach().masked_fill(~selected, float("-inf")), num_slots, score="none").topk_ids
     chosen = selected.gather(1, order.long())
     topk_weights = weights.gather(1, order.long()).masked_fill(~chosen, 0)

@@ -80,7 +80,8 @@ class HashSelection(nn.Module):
             ValueError: an id outside of the table, on the CPU. On other devices, where finding out would mean waiting
                 for them, and inside of torch.compile, such a token goes to no expert.
         """
-        key = self._key(checked_ids("HashSelection", "token_ids", token_ids), sequence_ids)
+        num_tokens = router_logits.shape[0]
+        key = self._key(checked_ids("HashSelection", "token_ids", token_ids, num_tokens=num_tokens), sequence_ids)
         name = "token_ids" if self.key in ("token", "previous") else "position"
         checked_ids("HashSelection", name, key, num_ids=self.table.shape[0], token_mask=token_mask)
         known = (key >= 0) & (key < self.table.shape[0])
@@ -135,5 +136,6 @@ def _starts(token_ids: Tensor, sequence_ids: Tensor | None) -> Tensor:
     first = torch.arange(token_ids.shape[0], device=token_ids.device) == 0
     if sequence_ids is None:
         return first
-    sequence_ids = checked_ids("HashSelection", "sequence_ids", sequence_ids)
+    num_tokens = token_ids.shape[0]
+    sequence_ids = checked_ids("HashSelection", "sequence_ids", sequence_ids, num_tokens=num_tokens)
     return first | (sequence_ids != sequence_ids.roll(1))

@@ -62,7 +62,9 @@ class RandomSelection(nn.Module):
 
         seed = draw_seed(router_logits.device) if seed is None else seed
         if per == "sequence":
-            sequences = checked_ids("RandomSelection", "sequence_ids", sequence_ids, num_ids=max(num_tokens, 1))
+            sequences = checked_ids(
+                "RandomSelection", "sequence_ids", sequence_ids, num_tokens=num_tokens, num_ids=max(num_tokens, 1)
+            )
             ids = random_experts(seed, num_tokens, self.num_experts)[sequences]
         elif per == "token":
             ids = random_experts(seed, num_tokens, self.num_experts)

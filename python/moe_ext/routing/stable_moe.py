@@ -92,7 +92,7 @@ class StableMoERouter(Float32Module):
         Returns:
             `RouterOutput` with K = 1; `router_logits` are the affinities.
         """
-        token_ids = checked_ids("StableMoERouter", "token_ids", token_ids)
+        token_ids = checked_ids("StableMoERouter", "token_ids", token_ids, num_tokens=x.shape[0])
         affinities = wide(self.logits(x if gate_input is None else gate_input))
         with torch.no_grad():
             preferred = self.token_router(token_ids).to(affinities.dtype)
