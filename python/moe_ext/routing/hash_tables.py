@@ -61,7 +61,7 @@ def clustered_table(
         embeddings: [V, D] float, one row per id, with V >= E.
         num_experts: E, the number of clusters. They are as large as they happen to be.
         iterations: of k-means at most; it ends earlier when no id changes its cluster.
-        generator: chooses the first centres.
+        generator: chooses the first centres; of the CPU, wherever the embeddings are.
 
     Returns:
         int32 [V] on the device of `embeddings`.

@@ -19,7 +19,7 @@ class LSHBuckets(Float32Module):
 
     Args:
         hidden_size: H. num_bits: 1..30.
-        generator: draws the planes. They are a buffer: saved, not trained.
+        generator: of the CPU; draws the planes. They are a buffer: saved, not trained.
         device: of the buffer.
     """
 

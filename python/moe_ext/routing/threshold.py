@@ -133,8 +133,10 @@ def update_threshold_bias(
         raise ValueError(f"moe_ext.{name}: target must be above 0 and at most {num_experts} (E), got {target}")
 
     # float64: counts of a global batch can exceed 2^24.
-    tokens = torch.as_tensor(num_tokens, dtype=torch.float64, device=counts.device).reshape(())
-    load = counts.double() / tokens.clamp(min=1)
+    load = counts.double()
+    # A number is filled in, not copied to the device, which would wait for it.
+    tokens = num_tokens.to(load).reshape(()) if isinstance(num_tokens, Tensor) else load.new_full((), num_tokens)
+    load = load / tokens.clamp(min=1)
     total = load.sum()
     direction = torch.sign if mode == "sign" else _over_rms
     if rule == "simple":
