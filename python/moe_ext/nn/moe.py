@@ -156,8 +156,8 @@ class MoE(nn.Module):
         self.load_balancing_counts = load_balancing_counts
         self.z_loss_coef = z_loss_coef
         self.auxiliary_loss_scale = 1.0
-        if router is not None and aux_loss_free and not hasattr(router, "update_expert_bias"):
-            raise ValueError("MoE: aux_loss_free=True needs a router with update_expert_bias()")
+        if router is not None and aux_loss_free and getattr(router, "expert_bias", None) is None:
+            raise ValueError("MoE: aux_loss_free=True needs a router with an expert_bias")
         self.capacity = capacity
         self.router = (
             router
@@ -238,6 +238,9 @@ class MoE(nn.Module):
         Returns:
             y [..., H], or `MoEOutput` if losses or metrics were asked for.
         """
+        jitter_input = getattr(self.router, "jitter_input", None)
+        if jitter_input is not None:
+            x = jitter_input(x)
         adds_losses = self._adds_losses() and not return_losses
         statistics = None
         if (return_losses or adds_losses) and token_mask is None and self._losses_are_sums():

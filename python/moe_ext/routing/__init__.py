@@ -3,82 +3,73 @@
 `moe_ext.routing.published` builds those of published models.
 """
 
+from moe_ext.routing import published
 from moe_ext.routing.dense_to_sparse import DenseToSparseSelection, annealed_temperature, diversify_experts
 from moe_ext.routing.expert_bias import update_expert_bias
-from moe_ext.routing.hierarchical import HierarchicalRouter
-from moe_ext.routing.jitter import Jitter
-from moe_ext.routing.logits import CosineLogits, LinearLogits
-from moe_ext.routing.noise import GaussianNoise, GumbelNoise, LearnedNoise
 from moe_ext.routing.fixed_logits import ConstantLogits, RandomLogits
 from moe_ext.routing.geometric import normalize_rows
 from moe_ext.routing.grid_logits import GridLogits
-from moe_ext.routing.hash_tables import (
-    balanced_table,
-    clustered_table,
-    dispersed_table,
-    multi_hash_table,
-    random_table,
-)
+from moe_ext.routing.hash_tables import balanced_table, clustered_table, dispersed_table, multi_hash_table, random_table
 from moe_ext.routing.hashing import HashSelection, bigram_hash, previous_ids, sequence_positions
-from moe_ext.routing.logits import LinearLogits
+from moe_ext.routing.hierarchical import HierarchicalRouter
+from moe_ext.routing.jitter import Jitter
+from moe_ext.routing.logits import CosineLogits, LinearLogits
 from moe_ext.routing.lsh import LSHBuckets
+from moe_ext.routing.noise import GaussianNoise, GumbelNoise, LearnedNoise
 from moe_ext.routing.random_routing import RandomSelection, random_experts
 from moe_ext.routing.reinforce import SampledSelection, reinforce_loss
 from moe_ext.routing.relu_gate import ReLUSelection, SparsityController, relu_sparsity, relu_sparsity_loss
 from moe_ext.routing.router import Router, RouterOutput
 from moe_ext.routing.selection import MultiplicativeBias, TopK
 from moe_ext.routing.sequence import SequenceRouter, mean_of_sequences
-from moe_ext.routing.sparse_mixer import SparseMixer
-from moe_ext.routing.task import TaskEmbeddingLogits, TaskExperts, TaskLogits
-from moe_ext.routing.top2 import Top2
-from moe_ext.routing.selection import TopK
 from moe_ext.routing.similarity import ClusterLogits, TokenGraphSmoothing
 from moe_ext.routing.soft_topk import SoftTopK, soft_topk
+from moe_ext.routing.sparse_mixer import SparseMixer
 from moe_ext.routing.stable_moe import StableMoERouter, TokenRouter
+from moe_ext.routing.task import TaskEmbeddingLogits, TaskExperts, TaskLogits
 from moe_ext.routing.threshold import ThresholdSelection, initial_threshold_bias, update_threshold_bias
+from moe_ext.routing.top2 import Top2
 from moe_ext.routing.topk_router import TopKRouter
 from moe_ext.routing.weights import NormalizeWeights, Reweigh
 from moe_ext.routing.zero_experts import ZeroComputationExperts
 
 __all__ = [
+    "ClusterLogits",
+    "ConstantLogits",
     "CosineLogits",
+    "DenseToSparseSelection",
     "GaussianNoise",
+    "GridLogits",
     "GumbelNoise",
+    "HashSelection",
     "HierarchicalRouter",
     "Jitter",
+    "LSHBuckets",
     "LearnedNoise",
     "LinearLogits",
     "MultiplicativeBias",
     "NormalizeWeights",
-    "Reweigh",
-    "ClusterLogits",
-    "ConstantLogits",
-    "DenseToSparseSelection",
-    "GridLogits",
-    "HashSelection",
-    "LSHBuckets",
-    "LinearLogits",
     "RandomLogits",
     "RandomSelection",
     "ReLUSelection",
+    "Reweigh",
     "Router",
     "RouterOutput",
+    "SampledSelection",
     "SequenceRouter",
+    "SoftTopK",
     "SparseMixer",
+    "SparsityController",
+    "StableMoERouter",
     "TaskEmbeddingLogits",
     "TaskExperts",
     "TaskLogits",
-    "Top2",
-    "SampledSelection",
-    "SoftTopK",
-    "SparsityController",
-    "StableMoERouter",
     "ThresholdSelection",
     "TokenGraphSmoothing",
     "TokenRouter",
+    "Top2",
     "TopK",
     "TopKRouter",
-    "mean_of_sequences",
     "ZeroComputationExperts",
     "annealed_temperature",
     "balanced_table",
@@ -87,9 +78,11 @@ __all__ = [
     "dispersed_table",
     "diversify_experts",
     "initial_threshold_bias",
+    "mean_of_sequences",
     "multi_hash_table",
     "normalize_rows",
     "previous_ids",
+    "published",
     "random_experts",
     "random_table",
     "reinforce_loss",
