@@ -36,6 +36,13 @@ MOE_EXT_LIBRARY(MOE_EXT_OPS, m) {
   m.def(
       "permute(Tensor topk_ids, int num_experts, int? capacity=None, str drop_order=\"token\") "
       "-> (Tensor, Tensor, Tensor)");
+  // topk_ids as in permute, order: token|choice, priority [T] or [T,K] float32, group_size tokens -> positions [T,K],
+  // the number of slots of the same expert and group before each, -1 for sentinels; counts [G,E]. Both int32.
+  m.def(
+      "slot_positions(Tensor topk_ids, int num_experts, str order=\"choice\", Tensor? priority=None, "
+      "int? group_size=None) -> (Tensor, Tensor)");
+  // The counts alone.
+  m.def("expert_histogram(Tensor topk_ids, int num_experts, int? group_size=None) -> Tensor");
   // x [T,H] -> rows [R,H]: rows[r] = x[row_to_slot[r] / top_k].
   m.def("gather_rows(Tensor x, Tensor row_to_slot, Tensor expert_offsets, int top_k) -> Tensor");
   // grad_rows [R,H], slot_to_row [T,K] -> grad_x [T,H]: sum over k in float32, rounded once.

@@ -27,7 +27,9 @@ from .ops import (  # noqa: E402
     Permutation,
     Routing,
     RoutingWithStatistics,
+    SlotPositions,
     combine,
+    expert_histogram,
     fused_experts,
     fused_experts_int8,
     gather_rows,
@@ -36,6 +38,7 @@ from .ops import (  # noqa: E402
     quantize_experts,
     route,
     route_with_statistics,
+    slot_positions,
 )
 
 try:
@@ -60,8 +63,10 @@ __all__ = [
     "Permutation",
     "Routing",
     "RoutingWithStatistics",
+    "SlotPositions",
     "__version__",
     "combine",
+    "expert_histogram",
     "fused_experts",
     "fused_experts_int8",
     "gather_rows",
@@ -70,4 +75,5 @@ __all__ = [
     "quantize_experts",
     "route",
     "route_with_statistics",
+    "slot_positions",
 ]

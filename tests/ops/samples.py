@@ -15,6 +15,8 @@ NUM_ROWS = NUM_TOKENS * TOP_K
 # Backward ops of which PyTorch can take no further derivative, and the one that writes in place.
 ONCE_DIFFERENTIABLE = ("route_backward", "route_with_statistics_backward", "fused_experts_backward")
 IN_PLACE = ("grouped_gemm_wgrad_",)
+# Ops that return nothing but integers.
+INTEGER = ("permute", "slot_positions", "expert_histogram")
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,10 @@ def samples(dtype: torch.dtype = torch.float32) -> list[Sample]:
         Sample("permute", "int32", (ids, NUM_EXPERTS)),
         Sample("permute", "capacity", (ids, NUM_EXPERTS, 2, "choice")),
         Sample("permute", "int64", (ids.long(), NUM_EXPERTS)),
+        Sample("slot_positions", "choice", (ids, NUM_EXPERTS)),
+        Sample("slot_positions", "token_priority", (ids, NUM_EXPERTS, "token", bias[ids[:, 0].abs() % 5], 4)),
+        Sample("slot_positions", "slot_priority", (ids.long(), NUM_EXPERTS, "choice", topk_weights.float(), 2)),
+        Sample("expert_histogram", "groups", (ids, NUM_EXPERTS, 4)),
         Sample("gather_rows", "plain", (x, row_to_slot, offsets, TOP_K)),
         Sample("gather_rows_backward", "plain", (rows, slot_to_row)),
         Sample("grouped_gemm", "plain", (rows, weight, offsets, None, None, False)),

@@ -28,9 +28,9 @@ from tests.support.backends import Backend
 TWICE_DIFFERENTIABLE = [
     sample
     for sample in samples(torch.float64)
-    if sample.op not in (*ONCE_DIFFERENTIABLE, *IN_PLACE, "permute", "route", "route_with_statistics", "fused_experts")
+    if sample.op not in (*ONCE_DIFFERENTIABLE, *IN_PLACE, *INTEGER, "route", "route_with_statistics", "fused_experts")
 ]
-DIFFERENTIABLE = [sample for sample in samples() if sample.op not in (*IN_PLACE, "permute")]
+DIFFERENTIABLE = [sample for sample in samples() if sample.op not in (*IN_PLACE, *INTEGER)]
 
 
 def fixed_routing(backend: Backend) -> tuple[moe_ext.Permutation, Tensor, Tensor]:

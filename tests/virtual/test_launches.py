@@ -25,6 +25,8 @@ MOST_LAUNCHES = {
     "route_with_statistics": 1,
     "route_with_statistics_backward": 1,
     "permute": 1,
+    "slot_positions": 1,
+    "expert_histogram": 1,
     "gather_rows": 1,
     "gather_rows_backward": 1,
     "grouped_gemm": 2,  # tiles, product

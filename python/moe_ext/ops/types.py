@@ -40,6 +40,19 @@ class RoutingWithStatistics(NamedTuple):
     z_sum: Tensor
 
 
+class SlotPositions(NamedTuple):
+    """Who comes first at an expert.
+
+    Attributes:
+        positions: ``[num_tokens, top_k]`` int32: how many slots of the same expert, in the same group of tokens, come
+            before the slot; -1 for a sentinel.
+        counts: ``[num_groups, num_experts]`` int32: how many slots an expert has in all.
+    """
+
+    positions: Tensor
+    counts: Tensor
+
+
 class Permutation(NamedTuple):
     """The order of the rows when they are sorted by (expert, token, k), and the way there and back.
 

@@ -21,6 +21,7 @@ from moe_ext.reference.fused_experts_int8 import fused_experts_int8, quantize_ro
 from moe_ext.reference.grouped_gemm import grouped_gemm
 from moe_ext.reference.mxfp8 import mxfp8_decode, mxfp8_encode, mxfp8_row_bytes
 from moe_ext.reference.permute import gather_rows, permute
+from moe_ext.reference.positions import slot_positions
 from moe_ext.reference.route import route, route_with_statistics
 
 __all__ = [
@@ -40,4 +41,5 @@ __all__ = [
     "quantize_rows",
     "route",
     "route_with_statistics",
+    "slot_positions",
 ]
