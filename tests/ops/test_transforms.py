@@ -12,6 +12,7 @@ import moe_ext
 from tests.ops.recorder import Recorder
 from tests.ops.samples import (
     IN_PLACE,
+    INTEGER,
     MODELS,
     NUM_EXPERTS,
     ONCE_DIFFERENTIABLE,

@@ -29,6 +29,24 @@ from moe_ext.routing.stable_moe import StableMoERouter, TokenRouter
 from moe_ext.routing.task import TaskEmbeddingLogits, TaskExperts, TaskLogits
 from moe_ext.routing.threshold import ThresholdSelection, initial_threshold_bias, update_threshold_bias
 from moe_ext.routing.top2 import Top2
+from moe_ext.routing.capacity import Capacity
+from moe_ext.routing.capacity_rules import dynamic_capacity, expert_capacity
+from moe_ext.routing.device_limit import DeviceCapacity, limit_device_load, protect_sequences
+from moe_ext.routing.dropping import limit_capacity
+from moe_ext.routing.expert_bias import update_expert_bias
+from moe_ext.routing.expert_dropout import (
+    ExpertDropout,
+    GatingDropout,
+    drop_experts,
+    mask_expert_outputs,
+    skip_experts,
+)
+from moe_ext.routing.logits import LinearLogits
+from moe_ext.routing.masks import buffer_rows, dispatch_and_combine_masks, from_buffers, to_buffers
+from moe_ext.routing.rerouting import reroute_overflow
+from moe_ext.routing.router import Router, RouterOutput
+from moe_ext.routing.second_expert import random_second_expert
+from moe_ext.routing.selection import TopK
 from moe_ext.routing.topk_router import TopKRouter
 from moe_ext.routing.weights import NormalizeWeights, Reweigh
 from moe_ext.routing.zero_experts import ZeroComputationExperts
@@ -46,6 +64,10 @@ __all__ = [
     "Jitter",
     "LSHBuckets",
     "LearnedNoise",
+    "Capacity",
+    "DeviceCapacity",
+    "ExpertDropout",
+    "GatingDropout",
     "LinearLogits",
     "MultiplicativeBias",
     "NormalizeWeights",
@@ -90,6 +112,20 @@ __all__ = [
     "relu_sparsity_loss",
     "sequence_positions",
     "soft_topk",
+    "buffer_rows",
+    "dispatch_and_combine_masks",
+    "drop_experts",
+    "dynamic_capacity",
+    "expert_capacity",
+    "from_buffers",
+    "limit_capacity",
+    "limit_device_load",
+    "mask_expert_outputs",
+    "protect_sequences",
+    "random_second_expert",
+    "reroute_overflow",
+    "skip_experts",
+    "to_buffers",
     "update_expert_bias",
     "update_threshold_bias",
 ]
