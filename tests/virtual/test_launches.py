@@ -73,6 +73,20 @@ def fused(gpu: emulator.Gpu, problem: Case, dtype: torch.dtype, **options: objec
     return forward, kernels(gpu)
 
 
+def test_slot_positions_of_many_slots(gpu: emulator.Gpu) -> None:
+    """Count, scan, place; with priorities as much again for each of four digits; without places for a histogram."""
+    ids, priority = put((torch.randint(0, 8, (9000, 2), dtype=torch.int32), torch.rand(9000)))
+    for call, most in (
+        (lambda: moe_ext.slot_positions(ids, 8), 3),
+        (lambda: moe_ext.slot_positions(ids, 8, priority=priority), 15),
+        (lambda: moe_ext.slot_positions(ids, 8, priority=priority, group_size=1000), 1),
+        (lambda: moe_ext.expert_histogram(ids, 8), 2),
+    ):
+        gpu.clear_launches()
+        call()
+        assert len(gpu.launches) <= most, kernels(gpu)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_fused_experts(gpu: emulator.Gpu, dtype: torch.dtype) -> None:
     """permute, two products, combine; restored routing, activation's gradient, two weight gradients, one product, its

@@ -8,7 +8,8 @@
 
 namespace moe::cuda {
 
-// Slots in the order in which they are counted: slot by slot, or with all first choices before all second ones.
+// Slots in the order in which they are counted: slot by slot, or with all first choices before all second ones. What
+// is below takes anything else with a count, num_experts, at and expert as well.
 template <class Id>
 struct Slots {
   const Id* ids;
@@ -34,8 +35,8 @@ struct Slots {
 };
 
 // Adds the slots in places begin + thread, begin + thread + threads, ... below end to counters[expert * stride].
-template <class Id>
-__device__ void count_slots(const Slots<Id>& slots, uint32_t begin, uint32_t end, int thread, int threads,
+template <class Places>
+__device__ void count_slots(const Places& slots, uint32_t begin, uint32_t end, int thread, int threads,
                             int32_t* counters, int64_t stride) {
 #pragma unroll 4
   for (uint32_t i = begin + thread; i < end; i += threads) {
@@ -46,8 +47,8 @@ __device__ void count_slots(const Slots<Id>& slots, uint32_t begin, uint32_t end
 
 // One warp walks the places begin .. end in order. next[expert * stride] is the rank of the expert's next slot and
 // belongs to this warp alone. Calls place(slot, expert, rank), for slots of no expert with -1 and 0.
-template <class Id, class Place>
-__device__ void rank_slots(const Slots<Id>& slots, uint32_t begin, uint32_t end, int32_t* next, int64_t stride,
+template <class Places, class Place>
+__device__ void rank_slots(const Places& slots, uint32_t begin, uint32_t end, int32_t* next, int64_t stride,
                            const Place& place) {
   constexpr int kSteps = 4;  // whose ids are in flight together
   constexpr int32_t kOutside = -2;
