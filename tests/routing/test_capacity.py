@@ -157,6 +157,8 @@ def test_scores_of_rerouting() -> None:
         ({"rule": "best"}, ValueError, "rule must be one of"),
         ({"order": "fifo"}, ValueError, "order must be one of"),
         ({"factor": -1.0}, ValueError, "factor must be at least 0.0"),
+        ({"eval_factor": -1.0}, ValueError, "eval_factor must be at least 0.0"),
+        ({"rule": "dynamic", "factor": float("nan")}, ValueError, "factor must be finite"),
         ({"group_size": 0}, ValueError, "group_size must be at least 1"),
         ({"second_threshold": 0}, ValueError, "second_threshold must be greater than 0"),
         ({"reroute_iterations": -1}, ValueError, "reroute_iterations must be at least 0"),

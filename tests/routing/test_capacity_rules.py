@@ -1,13 +1,16 @@
 """How many slots an expert takes, by every convention."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from hypothesis import given
 from hypothesis import strategies as st
 
-from moe_ext.routing import dynamic_capacity, expert_capacity
+from moe_ext.routing import Capacity, dynamic_capacity, expert_capacity
 from moe_ext.routing.capacity_rules import RULES
 from tests.routing.capacity_cases import TOP2_IDS
 
@@ -82,6 +85,23 @@ def test_dynamic_capacity_follows_the_load() -> None:
     assert int(dynamic_capacity(ids, 4, group_size=3)) == 3
     assert int(dynamic_capacity(ids[:0], 4, group_size=3)) == 0
     assert dynamic_capacity(ids, 4).dtype == torch.int32
+
+
+def _largest_of_ranks(rank: int, store: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", store=dist.FileStore(store, 2), rank=rank, world_size=2)
+    # Largest loads of 1 and 3; a rank without tokens takes part.
+    ids = torch.tensor([[[0, 1], [2, 3]], [[0, 1], [0, 2], [0, 3]]][rank], dtype=torch.int32)
+    assert int(dynamic_capacity(ids, 4, process_group=dist.group.WORLD)) == 3, rank
+    assert int(dynamic_capacity(ids[: 3 * rank], 4, group_size=2, process_group=dist.group.WORLD)) == 2, rank
+    stage = Capacity(4, rule="dynamic", process_group=dist.group.WORLD)
+    assert int(stage.capacity(ids)) == 3, rank
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_ranks_agree_on_the_largest_capacity(tmp_path: Path) -> None:
+    mp.spawn(_largest_of_ranks, (str(tmp_path / "store"),), nprocs=2)
 
 
 @pytest.mark.parametrize(

@@ -170,6 +170,7 @@ def test_bad_arguments_are_named() -> None:
     for bad, error, message in (
         (lambda: to_buffers(X, ABC, 4, -1), ValueError, "capacity must be at least 0, got -1"),
         (lambda: to_buffers(X, ABC, 4, torch.tensor(2)), TypeError, "capacity must be an int, got Tensor"),
+        (lambda: to_buffers(X, ABC, 4, 2**30), ValueError, r"capacity must leave fewer than 2\^31 rows in 4 buffers"),
         (lambda: to_buffers(X[:2], ABC, 4, 2), ValueError, "x must be"),
         (lambda: to_buffers(X, ABC, 4, 2, order="random"), ValueError, "order must be one of"),
         (lambda: from_buffers(X, ABC), ValueError, r"buffers must be \[num_experts, capacity, hidden_size\]"),

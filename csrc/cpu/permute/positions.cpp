@@ -47,7 +47,7 @@ struct Group {
   uint64_t num_experts;
   bool choices_first;
   const uint64_t* tokens_by_priority = nullptr;  // in the low 32 bits
-  const uint64_t* places_by_priority = nullptr;
+  const uint64_t* slots_by_priority = nullptr;
 
   int64_t num_slots() const { return tokens * top_k; }
 
@@ -57,15 +57,19 @@ struct Group {
     return static_cast<uint64_t>(id) < num_experts ? id : -1;
   }
 
-  int64_t slot_at(int64_t place) const { return choices_first ? place % tokens * top_k + place / tokens : place; }
+  // Places are below 2^31, and a division of 32 bits is the faster one.
+  uint32_t slot_at(uint32_t place) const {
+    const uint32_t each = static_cast<uint32_t>(tokens), next = static_cast<uint32_t>(top_k);
+    return choices_first ? place % each * next + place / each : place;
+  }
 
   // body(slot) for the places begin .. end in order.
   template <class Body>
   void visit(int64_t begin, int64_t end, const Body& body) const {
     if (begin >= end) return;  // there may be no tokens to divide by
-    if (places_by_priority != nullptr) {
+    if (slots_by_priority != nullptr) {
       for (int64_t place = begin; place < end; ++place) {
-        body(slot_at(static_cast<int64_t>(places_by_priority[place] & 0xffffffffu)));
+        body(static_cast<int64_t>(slots_by_priority[place] & 0xffffffffu));
       }
       return;
     }
@@ -175,12 +179,17 @@ void do_group(const SlotPositionsParams& params, int64_t index, const Scratch& s
     const float* priority = params.priority + (params.priority_of_slots ? first_slot : first);
     parallel.for_ranges(size, kPlacesPerRange, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
-        const int64_t at = params.priority_of_slots ? group.slot_at(i) : i;
+        const int64_t at = params.priority_of_slots ? group.slot_at(static_cast<uint32_t>(i)) : i;
         scratch.keys[i] = sort_key(priority[at]) << 32 | static_cast<uint64_t>(i);
       }
     });
-    const uint64_t* sorted = sort(scratch, size, parallel);
-    (params.priority_of_slots ? group.places_by_priority : group.tokens_by_priority) = sorted;
+    uint64_t* sorted = sort(scratch, size, parallel);
+    (params.priority_of_slots ? group.slots_by_priority : group.tokens_by_priority) = sorted;
+    if (params.priority_of_slots && group.choices_first) {
+      parallel.for_ranges(size, kPlacesPerRange, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) sorted[i] = group.slot_at(static_cast<uint32_t>(sorted[i]));
+      });
+    }
   }
   int32_t* positions = params.positions == nullptr ? nullptr : params.positions + first_slot;
   number_slots(group, scratch, positions, params.counts + index * params.num_experts, parallel);

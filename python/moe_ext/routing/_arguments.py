@@ -37,6 +37,11 @@ def exact_ratio(value: float) -> tuple[int, int]:
     return Fraction(str(value)).as_integer_ratio()
 
 
+def group_of_tokens(num_tokens: int, group_size: int, device: torch.device) -> Tensor:
+    """[T] int64: the group of each token."""
+    return torch.arange(num_tokens, device=device).div(group_size, rounding_mode="floor")
+
+
 def ceil_div(a: int, b: int) -> int:
     """a / b rounded up."""
     return -(-a // b)

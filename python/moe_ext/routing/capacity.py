@@ -9,7 +9,7 @@ from moe_ext.ops import _checks
 from moe_ext.ops.types import Routing
 from moe_ext.routing._arguments import Routed, check_routing
 from moe_ext.routing._precision import wide
-from moe_ext.routing.capacity_rules import Rule, dynamic_capacity, make_rule
+from moe_ext.routing.capacity_rules import RULES, Rule, dynamic_capacity, make_rule
 from moe_ext.routing.dropping import EPS, ORDERS, Order, limit_capacity
 from moe_ext.routing.rerouting import reroute_overflow
 from moe_ext.routing.second_expert import random_second_expert
@@ -69,6 +69,7 @@ class Capacity(nn.Module):
         super().__init__()
         name = "routing.Capacity"
         _checks.is_int(name, "num_experts", num_experts, low=1)
+        _checks.is_choice(name, "rule", rule, (*RULES, "dynamic"))
         _checks.is_choice(name, "order", order, ORDERS)
         _checks.is_choice(name, "token_priority", token_priority, ("max", "sum"))
         _checks.is_choice(name, "score", score, ("softmax", "sigmoid", "none"))
@@ -77,6 +78,9 @@ class Capacity(nn.Module):
             _checks.is_int(name, "group_size", group_size, low=1)
         if second_threshold is not None:
             _checks.is_number(name, "second_threshold", second_threshold, above=0.0)
+        for given, value in (("factor", factor), ("eval_factor", eval_factor)):
+            if value is not None:
+                _checks.is_number(name, given, value, low=None if rule == "dynamic" else 0.0)
         if rule == "dynamic" and minimum is not None:
             raise ValueError(f'moe_ext.{name}: minimum must be None with rule="dynamic", got {minimum}')
         if rule != "dynamic" and process_group is not None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from moe_ext.ops import _checks
 from moe_ext.ops._library import raw
-from moe_ext.routing._arguments import Routed, check_routing
+from moe_ext.routing._arguments import Routed, check_routing, group_of_tokens
 from moe_ext.routing.dropping import ORDERS, Order, positions_in_order
 
 
@@ -36,10 +36,14 @@ def buffer_rows(
     _checks.is_choice(name, "order", order, tuple(known for known in ORDERS if known != "random"))
     positions, counts = positions_in_order(topk_weights, topk_ids, num_experts, order, None, group_size, None)
     num_groups = counts.shape[0]
+    if num_experts * num_groups * capacity >= 2**31:
+        raise ValueError(
+            f"moe_ext.{name}: capacity must leave fewer than 2^31 rows in {num_experts * num_groups} buffers, "
+            f"got {capacity}"
+        )
     row = topk_ids.long() * (num_groups * capacity) + positions
     if group_size is not None:
-        group = torch.arange(topk_ids.shape[0], device=topk_ids.device).div(group_size, rounding_mode="floor")
-        row = row + group.unsqueeze(1) * capacity
+        row = row + group_of_tokens(topk_ids.shape[0], group_size, topk_ids.device).unsqueeze(1) * capacity
     return row.where((positions >= 0) & (positions < capacity), -1).to(torch.int32)
 
 

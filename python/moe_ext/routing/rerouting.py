@@ -5,7 +5,7 @@ from torch import Tensor
 
 from moe_ext.ops import _checks, route
 from moe_ext.ops.types import Routing
-from moe_ext.routing._arguments import Routed, check_routing, normalized
+from moe_ext.routing._arguments import Routed, check_routing, group_of_tokens, normalized
 from moe_ext.routing._random import draw_seed
 from moe_ext.routing.dropping import EPS, ORDERS, Order, check_capacity, positions_in_order
 
@@ -85,7 +85,7 @@ def _of_tokens(of_groups: Tensor, num_tokens: int, group_size: int | None) -> Te
     """[G, E] -> [T, E]."""
     if group_size is None:
         return of_groups.expand(num_tokens, -1)
-    return of_groups.unsqueeze(1).expand(-1, group_size, -1).flatten(0, 1)[:num_tokens]
+    return of_groups.index_select(0, group_of_tokens(num_tokens, group_size, of_groups.device))
 
 
 def _candidates(scores: Tensor, ids: Tensor, has_room: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
