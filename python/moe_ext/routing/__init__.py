@@ -4,8 +4,13 @@
 """
 
 from moe_ext.routing import published
+from moe_ext.routing.capacity import Capacity
+from moe_ext.routing.capacity_rules import dynamic_capacity, expert_capacity
 from moe_ext.routing.dense_to_sparse import DenseToSparseSelection, annealed_temperature, diversify_experts
+from moe_ext.routing.device_limit import DeviceCapacity, limit_device_load, protect_sequences
+from moe_ext.routing.dropping import limit_capacity
 from moe_ext.routing.expert_bias import update_expert_bias
+from moe_ext.routing.expert_dropout import ExpertDropout, GatingDropout, drop_experts, mask_expert_outputs, skip_experts
 from moe_ext.routing.fixed_logits import ConstantLogits, RandomLogits
 from moe_ext.routing.geometric import normalize_rows
 from moe_ext.routing.grid_logits import GridLogits
@@ -15,11 +20,14 @@ from moe_ext.routing.hierarchical import HierarchicalRouter
 from moe_ext.routing.jitter import Jitter
 from moe_ext.routing.logits import CosineLogits, LinearLogits
 from moe_ext.routing.lsh import LSHBuckets
+from moe_ext.routing.masks import buffer_rows, dispatch_and_combine_masks, from_buffers, to_buffers
 from moe_ext.routing.noise import GaussianNoise, GumbelNoise, LearnedNoise
 from moe_ext.routing.random_routing import RandomSelection, random_experts
 from moe_ext.routing.reinforce import SampledSelection, reinforce_loss
 from moe_ext.routing.relu_gate import ReLUSelection, SparsityController, relu_sparsity, relu_sparsity_loss
+from moe_ext.routing.rerouting import reroute_overflow
 from moe_ext.routing.router import Router, RouterOutput
+from moe_ext.routing.second_expert import random_second_expert
 from moe_ext.routing.selection import MultiplicativeBias, TopK
 from moe_ext.routing.sequence import SequenceRouter, mean_of_sequences
 from moe_ext.routing.similarity import ClusterLogits, TokenGraphSmoothing
@@ -29,33 +37,19 @@ from moe_ext.routing.stable_moe import StableMoERouter, TokenRouter
 from moe_ext.routing.task import TaskEmbeddingLogits, TaskExperts, TaskLogits
 from moe_ext.routing.threshold import ThresholdSelection, initial_threshold_bias, update_threshold_bias
 from moe_ext.routing.top2 import Top2
-from moe_ext.routing.capacity import Capacity
-from moe_ext.routing.capacity_rules import dynamic_capacity, expert_capacity
-from moe_ext.routing.device_limit import DeviceCapacity, limit_device_load, protect_sequences
-from moe_ext.routing.dropping import limit_capacity
-from moe_ext.routing.expert_bias import update_expert_bias
-from moe_ext.routing.expert_dropout import (
-    ExpertDropout,
-    GatingDropout,
-    drop_experts,
-    mask_expert_outputs,
-    skip_experts,
-)
-from moe_ext.routing.logits import LinearLogits
-from moe_ext.routing.masks import buffer_rows, dispatch_and_combine_masks, from_buffers, to_buffers
-from moe_ext.routing.rerouting import reroute_overflow
-from moe_ext.routing.router import Router, RouterOutput
-from moe_ext.routing.second_expert import random_second_expert
-from moe_ext.routing.selection import TopK
 from moe_ext.routing.topk_router import TopKRouter
 from moe_ext.routing.weights import NormalizeWeights, Reweigh
 from moe_ext.routing.zero_experts import ZeroComputationExperts
 
 __all__ = [
+    "Capacity",
     "ClusterLogits",
     "ConstantLogits",
     "CosineLogits",
     "DenseToSparseSelection",
+    "DeviceCapacity",
+    "ExpertDropout",
+    "GatingDropout",
     "GaussianNoise",
     "GridLogits",
     "GumbelNoise",
@@ -64,10 +58,6 @@ __all__ = [
     "Jitter",
     "LSHBuckets",
     "LearnedNoise",
-    "Capacity",
-    "DeviceCapacity",
-    "ExpertDropout",
-    "GatingDropout",
     "LinearLogits",
     "MultiplicativeBias",
     "NormalizeWeights",
@@ -96,35 +86,35 @@ __all__ = [
     "annealed_temperature",
     "balanced_table",
     "bigram_hash",
+    "buffer_rows",
     "clustered_table",
+    "dispatch_and_combine_masks",
     "dispersed_table",
     "diversify_experts",
-    "initial_threshold_bias",
-    "mean_of_sequences",
-    "multi_hash_table",
-    "normalize_rows",
-    "previous_ids",
-    "published",
-    "random_experts",
-    "random_table",
-    "reinforce_loss",
-    "relu_sparsity",
-    "relu_sparsity_loss",
-    "sequence_positions",
-    "soft_topk",
-    "buffer_rows",
-    "dispatch_and_combine_masks",
     "drop_experts",
     "dynamic_capacity",
     "expert_capacity",
     "from_buffers",
+    "initial_threshold_bias",
     "limit_capacity",
     "limit_device_load",
     "mask_expert_outputs",
+    "mean_of_sequences",
+    "multi_hash_table",
+    "normalize_rows",
+    "previous_ids",
     "protect_sequences",
+    "published",
+    "random_experts",
     "random_second_expert",
+    "random_table",
+    "reinforce_loss",
+    "relu_sparsity",
+    "relu_sparsity_loss",
     "reroute_overflow",
+    "sequence_positions",
     "skip_experts",
+    "soft_topk",
     "to_buffers",
     "update_expert_bias",
     "update_threshold_bias",
