@@ -31,6 +31,17 @@ MOE_EXT_LIBRARY(MOE_EXT_OPS, m) {
       "Tensor router_logits, Tensor topk_ids, str score, bool softmax_after, bool renormalize, float eps, float scale, "
       "str nonfinite) -> Tensor");
 
+  // Routing where experts choose, or an assignment does; scores [T,E] float32 or float64, token_mask [T] bool. None has
+  // a derivative. The best `capacity` tokens of each expert in each of num_groups equal groups of consecutive tokens
+  // -> token_ids [num_groups,E,C], topk_ids [T,max_experts_per_token], both int32 and -1 where unused.
+  m.def(
+      "expert_choice(Tensor scores, SymInt capacity, int num_groups, Tensor? token_mask, int max_experts_per_token) "
+      "-> (Tensor, Tensor)");
+  // -> the expert of each token [T] int32, the same number of tokens for each; -1 for tokens left out.
+  m.def("auction(Tensor scores, Tensor? token_mask, int max_rounds) -> Tensor");
+  // -> diag(u) exp(logits) diag(v) [T,E] with equal row sums and equal column sums.
+  m.def("sinkhorn(Tensor logits, float tolerance, int max_iterations) -> Tensor");
+
   // topk_ids [T,K] int32 or int64 -> expert_offsets [E+1], row_to_slot [R], slot_to_row [T,K], all int32. An expert
   // takes at most `capacity` slots, the first in drop_order: token|choice.
   m.def(

@@ -22,13 +22,16 @@ _versions.check_after_loading(_C.build_info())
 
 # Before anything else of the package: an op that is traced without its derivative keeps lacking it.
 from .ops import (  # noqa: E402
+    ExpertChoices,
     Int8Experts,
     PackedExperts,
     Permutation,
     Routing,
     RoutingWithStatistics,
     SlotPositions,
+    auction,
     combine,
+    expert_choice,
     expert_histogram,
     fused_experts,
     fused_experts_int8,
@@ -38,6 +41,7 @@ from .ops import (  # noqa: E402
     quantize_experts,
     route,
     route_with_statistics,
+    sinkhorn,
     slot_positions,
 )
 
@@ -58,6 +62,7 @@ def __getattr__(name: str) -> _ModuleType:
 
 
 __all__ = [
+    "ExpertChoices",
     "Int8Experts",
     "PackedExperts",
     "Permutation",
@@ -65,7 +70,9 @@ __all__ = [
     "RoutingWithStatistics",
     "SlotPositions",
     "__version__",
+    "auction",
     "combine",
+    "expert_choice",
     "expert_histogram",
     "fused_experts",
     "fused_experts_int8",
@@ -75,5 +82,6 @@ __all__ = [
     "quantize_experts",
     "route",
     "route_with_statistics",
+    "sinkhorn",
     "slot_positions",
 ]

@@ -15,8 +15,7 @@ NUM_ROWS = NUM_TOKENS * TOP_K
 # Backward ops of which PyTorch can take no further derivative, and the one that writes in place.
 ONCE_DIFFERENTIABLE = ("route_backward", "route_with_statistics_backward", "fused_experts_backward")
 IN_PLACE = ("grouped_gemm_wgrad_",)
-# Ops that return nothing but integers.
-INTEGER = ("permute", "slot_positions", "expert_histogram")
+NOT_DIFFERENTIABLE = ("permute", "slot_positions", "expert_histogram", "expert_choice", "auction", "sinkhorn")
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,14 @@ def samples(dtype: torch.dtype = torch.float32) -> list[Sample]:
     statistics_backward = (
         backward[0], score_sums_grad, z_grad, *backward[1:], "softmax", False, False, 1e-20, 1.0, "propagate",
     )  # fmt: skip
+    scores = logits.to(weights_dtype)
+    token_mask = torch.arange(NUM_TOKENS) != 3
     found = [
+        Sample("expert_choice", "plain", (scores, 2, 1, None, NUM_EXPERTS)),
+        Sample("expert_choice", "groups", (scores, 2, 3, token_mask, 2)),
+        Sample("auction", "plain", (scores, None, 50)),
+        Sample("auction", "mask", (scores, token_mask, 1)),
+        Sample("sinkhorn", "plain", (scores, 1e-4, 3)),
         Sample("route", "softmax", plain),
         Sample("route", "grouped", grouped),
         Sample("route", "softmax_after", after),

@@ -22,6 +22,9 @@ def valid(function: str) -> dict[str, Any]:
     """Arguments that ``function`` accepts."""
     return {
         "route": {"router_logits": torch.randn(T, E), "top_k": K},
+        "expert_choice": {"scores": torch.rand(T, E), "capacity": 2},
+        "auction": {"scores": torch.rand(T, E)},
+        "sinkhorn": {"logits": torch.randn(T, E)},
         "permute": {"topk_ids": IDS, "num_experts": E},
         "slot_positions": {"topk_ids": IDS, "num_experts": E},
         "expert_histogram": {"topk_ids": IDS, "num_experts": E},
@@ -85,6 +88,42 @@ BAD_ROUTE: list[Bad] = [
     ("route", {"scale": float("inf")}, ValueError, r"scale must be finite, got inf"),
     ("route", {"scale": "2"}, TypeError, r"scale must be a number, got str"),
     ("route", {"nonfinite": "min"}, ValueError, r'nonfinite must be one of "propagate", "sanitize", "error"'),
+]
+
+BAD_ASSIGN: list[Bad] = [
+    ("expert_choice", {"scores": [[1.0]]}, TypeError, r"scores must be a torch.Tensor, got list"),
+    ("expert_choice", {"scores": IDS}, TypeError, r"scores must be float32 .* got torch.int32"),
+    ("expert_choice", {"scores": torch.rand(E)}, ValueError, r"\[num_tokens, num_experts\], got shape \(5,\)"),
+    ("expert_choice", {"scores": torch.rand(T, 0)}, ValueError, r"at least one expert"),
+    ("expert_choice", {"capacity": -1}, ValueError, r"capacity must be at least 0, got -1"),
+    ("expert_choice", {"capacity": T + 1}, ValueError, r"at most 6 \(the tokens of a group\), got 7"),
+    ("expert_choice", {"num_groups": 2, "capacity": 4}, ValueError, r"at most 3 \(the tokens of a group\), got 4"),
+    ("expert_choice", {"capacity": 2.0}, TypeError, r"capacity must be an int, got float"),
+    ("expert_choice", {"num_groups": 4}, ValueError, r"num_groups must divide num_tokens = 6, got 4"),
+    ("expert_choice", {"num_groups": 0}, ValueError, r"num_groups must be at least 1, got 0"),
+    ("expert_choice", {"max_experts_per_token": 0}, ValueError, r"max_experts_per_token must be at least 1, got 0"),
+    ("expert_choice", {"max_experts_per_token": E + 1}, ValueError, r"must be at most 5 \(num_experts\), got 6"),
+    ("expert_choice", {"token_mask": torch.ones(T)}, TypeError, r"token_mask must be bool, got torch.float32"),
+    (
+        "expert_choice",
+        {"token_mask": torch.ones(T + 1).bool()},
+        ValueError,
+        r"\[num_tokens\] = \(6,\), got shape \(7,\)",
+    ),
+    ("expert_choice", {"token_mask": torch.ones(T, device="meta").bool()}, ValueError, r"must be on cpu like scores"),
+    ("auction", {"scores": None}, TypeError, r"scores must be a torch.Tensor, got NoneType"),
+    ("auction", {"scores": torch.rand(2, T, E)}, ValueError, r"got shape \(2, 6, 5\)"),
+    ("auction", {"scores": torch.rand(T, 0)}, ValueError, r"at least one expert"),
+    ("auction", {"token_mask": IDS}, TypeError, r"token_mask must be bool, got torch.int32"),
+    ("auction", {"max_rounds": -1}, ValueError, r"max_rounds must be at least 0, got -1"),
+    ("auction", {"max_rounds": True}, TypeError, r"max_rounds must be an int, got bool"),
+    ("sinkhorn", {"logits": SPARSE}, TypeError, r"logits must be a dense .* got layout torch.sparse_coo"),
+    ("sinkhorn", {"logits": torch.rand(T)}, ValueError, r"logits must be \[num_tokens, num_experts\]"),
+    ("sinkhorn", {"logits": torch.rand(T, 0)}, ValueError, r"at least one expert"),
+    ("sinkhorn", {"tolerance": -1e-3}, ValueError, r"tolerance must be at least 0.0, got -0.001"),
+    ("sinkhorn", {"tolerance": float("nan")}, ValueError, r"tolerance must be finite, got nan"),
+    ("sinkhorn", {"max_iterations": 1.5}, TypeError, r"max_iterations must be an int, got float"),
+    ("sinkhorn", {"max_iterations": -2}, ValueError, r"max_iterations must be at least 0, got -2"),
 ]
 
 BAD_PERMUTE_GATHER: list[Bad] = [
@@ -240,7 +279,7 @@ BAD_FUSED_EXPERTS: list[Bad] = [
     ("fused_experts", {"alpha": float("inf")}, ValueError, r"alpha must be finite, got inf"),
     ("fused_experts", {"alpha": None}, TypeError, r"alpha must be a number, got NoneType"),
 ]
-BAD = BAD_ROUTE + BAD_PERMUTE_GATHER + BAD_GROUPED_GEMM + BAD_FUSED_EXPERTS
+BAD = BAD_ROUTE + BAD_ASSIGN + BAD_PERMUTE_GATHER + BAD_GROUPED_GEMM + BAD_FUSED_EXPERTS
 
 
 def described(bad: Bad) -> str:
@@ -252,7 +291,13 @@ def described(bad: Bad) -> str:
     return f"{function}({', '.join(values)})"
 
 
-@pytest.mark.parametrize("function", ["route", "permute", "gather_rows", "grouped_gemm", "combine", "fused_experts"])
+FUNCTIONS = (
+    "route", "expert_choice", "auction", "sinkhorn", "permute", "gather_rows", "grouped_gemm", "combine",
+    "fused_experts",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
 def test_the_unchanged_arguments_are_valid(backend: Backend, function: str) -> None:
     getattr(moe_ext, function)(**backend.put(valid(function)))
 

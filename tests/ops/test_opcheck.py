@@ -4,13 +4,14 @@ import pytest
 import torch
 from torch.library import opcheck
 
-from tests.ops.samples import IN_PLACE, INTEGER, ONCE_DIFFERENTIABLE, Sample, samples
+from tests.ops.samples import IN_PLACE, NOT_DIFFERENTIABLE, ONCE_DIFFERENTIABLE, Sample, samples
 from tests.support.backends import Backend
 
 ALL_OPS = {
-    "route", "route_backward", "route_with_statistics", "route_with_statistics_backward", "permute", "slot_positions",
-    "expert_histogram", "gather_rows", "gather_rows_backward", "grouped_gemm", "grouped_gemm_wgrad",
-    "grouped_gemm_wgrad_", "segment_sum", "combine", "combine_backward", "fused_experts", "fused_experts_backward",
+    "route", "route_backward", "route_with_statistics", "route_with_statistics_backward", "permute", "gather_rows",
+    "gather_rows_backward", "grouped_gemm", "grouped_gemm_wgrad", "grouped_gemm_wgrad_", "segment_sum", "combine",
+    "combine_backward", "fused_experts", "fused_experts_backward", "expert_choice", "auction", "sinkhorn",
+    "slot_positions", "expert_histogram",
 }  # fmt: skip
 # Not on every backend, so their samples are in files of their own.
 ON_CPUS_ALONE = {"fused_experts_int8", "quantize_int8"}  # test_int8.py
@@ -36,7 +37,7 @@ def test_opcheck_other_dtypes(backend: Backend, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize(
-    "sample", [s for s in samples() if s.op not in (*ONCE_DIFFERENTIABLE, *IN_PLACE, *INTEGER)], ids=str
+    "sample", [s for s in samples() if s.op not in (*ONCE_DIFFERENTIABLE, *IN_PLACE, *NOT_DIFFERENTIABLE)], ids=str
 )
 def test_opcheck_with_gradients(backend: Backend, sample: Sample) -> None:
     opcheck(sample.overload, backend.put(sample.with_grad()))

@@ -12,8 +12,8 @@ import moe_ext
 from tests.ops.recorder import Recorder
 from tests.ops.samples import (
     IN_PLACE,
-    INTEGER,
     MODELS,
+    NOT_DIFFERENTIABLE,
     NUM_EXPERTS,
     ONCE_DIFFERENTIABLE,
     TOP_K,
@@ -29,9 +29,10 @@ from tests.support.backends import Backend
 TWICE_DIFFERENTIABLE = [
     sample
     for sample in samples(torch.float64)
-    if sample.op not in (*ONCE_DIFFERENTIABLE, *IN_PLACE, *INTEGER, "route", "route_with_statistics", "fused_experts")
+    if sample.op
+    not in (*ONCE_DIFFERENTIABLE, *IN_PLACE, *NOT_DIFFERENTIABLE, "route", "route_with_statistics", "fused_experts")
 ]
-DIFFERENTIABLE = [sample for sample in samples() if sample.op not in (*IN_PLACE, *INTEGER)]
+DIFFERENTIABLE = [sample for sample in samples() if sample.op not in (*IN_PLACE, *NOT_DIFFERENTIABLE)]
 
 
 def fixed_routing(backend: Backend) -> tuple[moe_ext.Permutation, Tensor, Tensor]:

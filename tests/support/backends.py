@@ -195,6 +195,9 @@ ABOVE_THE_KERNELS = (
     "test_route.py::test_wrong_arguments_are_errors",
     "test_permute.py::test_wrong_arguments_are_errors",
     "test_combine.py::test_wrong_arguments_are_errors",
+    "test_expert_choice.py::test_wrong_raw_arguments_are_errors",
+    "test_auction.py::test_wrong_raw_arguments_are_errors",
+    "test_sinkhorn.py::test_wrong_raw_arguments_are_errors",
 )
 
 BF16 = {"dtype": (torch.bfloat16,)}

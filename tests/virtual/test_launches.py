@@ -20,6 +20,9 @@ put = Backend("virtual:any").put
 
 # Of a sample, which is a small problem.
 MOST_LAUNCHES = {
+    "expert_choice": 3,  # keys by column, selection, the experts of each token
+    "auction": 1,
+    "sinkhorn": 5,  # exponentials, three iterations, scaling
     "route": 1,
     "route_backward": 1,
     "route_with_statistics": 1,

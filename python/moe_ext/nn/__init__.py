@@ -2,13 +2,7 @@
 
 from moe_ext.nn.balancing import update_expert_biases
 from moe_ext.nn.experts import Experts
-from moe_ext.nn.metrics import (
-    RoutingMetrics,
-    overflow_by_choice,
-    padding_waste,
-    routing_churn,
-    routing_metrics,
-)
+from moe_ext.nn.metrics import RoutingMetrics, overflow_by_choice, padding_waste, routing_churn, routing_metrics
 from moe_ext.nn.moe import MoE, MoELosses, MoEOutput
 from moe_ext.nn.plots import plot_load
 from moe_ext.nn.quantized_experts import QuantizedExperts

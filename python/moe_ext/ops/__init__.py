@@ -3,12 +3,15 @@
 slot_positions and expert_histogram say who gets a place at an expert.
 
 fused_experts_int8 is fused_experts with weights in int8.
+fused_experts_int8 is fused_experts with weights in int8; expert_choice, auction and sinkhorn are other ways to route.
 
 Importing this package registers the fake kernels, derivatives and autocast rules of ``torch.ops.moe_ext.*``. It is
 imported by ``moe_ext`` itself, before anything can trace an op.
 """
 
+from .auction import auction
 from .combine import combine
+from .expert_choice import expert_choice
 from .fused_experts import fused_experts
 from .fused_experts_int8 import Int8Experts, fused_experts_int8, quantize_experts
 from .gather_rows import gather_rows
@@ -16,17 +19,21 @@ from .grouped_gemm import grouped_gemm
 from .packed_experts import PackedExperts
 from .permute import permute
 from .route import route, route_with_statistics
+from .sinkhorn import sinkhorn
 from .slot_positions import expert_histogram, slot_positions
-from .types import Permutation, Routing, RoutingWithStatistics, SlotPositions
+from .types import ExpertChoices, Permutation, Routing, RoutingWithStatistics, SlotPositions
 
 __all__ = [
+    "ExpertChoices",
     "Int8Experts",
     "PackedExperts",
     "Permutation",
     "Routing",
     "RoutingWithStatistics",
     "SlotPositions",
+    "auction",
     "combine",
+    "expert_choice",
     "expert_histogram",
     "fused_experts",
     "fused_experts_int8",
@@ -36,5 +43,6 @@ __all__ = [
     "quantize_experts",
     "route",
     "route_with_statistics",
+    "sinkhorn",
     "slot_positions",
 ]

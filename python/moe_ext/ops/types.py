@@ -53,6 +53,20 @@ class SlotPositions(NamedTuple):
     counts: Tensor
 
 
+class ExpertChoices(NamedTuple):
+    """Which tokens each expert has chosen, and the same seen from the tokens.
+
+    Attributes:
+        token_ids: ``[num_groups, num_experts, capacity]`` int32: tokens 0 .. num_tokens - 1, best first, -1 for places
+            without one.
+        topk_ids: ``[num_tokens, max_experts_per_token]`` int32: the experts that chose a token, the one with its best
+            score first; then -1.
+    """
+
+    token_ids: Tensor
+    topk_ids: Tensor
+
+
 class Permutation(NamedTuple):
     """The order of the rows when they are sorted by (expert, token, k), and the way there and back.
 

@@ -15,6 +15,7 @@ kernel rounds, so that its own error is the yardstick for that kernel's error:
 """
 
 from moe_ext.reference.activations import ACTIVATIONS, GATED_ACTIVATIONS, UNGATED_ACTIVATIONS, activate
+from moe_ext.reference.assign import auction, expert_choice, sinkhorn
 from moe_ext.reference.combine import combine
 from moe_ext.reference.fused_experts import fused_experts
 from moe_ext.reference.fused_experts_int8 import fused_experts_int8, quantize_rows
@@ -29,7 +30,9 @@ __all__ = [
     "GATED_ACTIVATIONS",
     "UNGATED_ACTIVATIONS",
     "activate",
+    "auction",
     "combine",
+    "expert_choice",
     "fused_experts",
     "fused_experts_int8",
     "gather_rows",
@@ -41,5 +44,6 @@ __all__ = [
     "quantize_rows",
     "route",
     "route_with_statistics",
+    "sinkhorn",
     "slot_positions",
 ]

@@ -1,0 +1,153 @@
+// The auction in rounds: every token without an expert makes its offer, in parallel; then each expert keeps the best.
+#include <algorithm>
+#include <functional>
+#include <new>
+#include <vector>
+
+#include "cpu/assign/assign.h"
+#include "cpu/assign/order.h"
+
+namespace moe::cpu {
+
+namespace {
+
+using assigning::Entry;
+using assigning::kInfinity;
+
+constexpr int64_t kCellsPerRange = 16384;  // of tokens times experts: less costs more to hand out than to do
+
+template <class A>
+struct Offer {
+  int32_t expert;
+  A price;
+};
+
+template <class A>
+class Auction {
+ public:
+  explicit Auction(const AuctionParams& p)
+      : p_(p),
+        scores_(static_cast<size_t>(p.num_tokens * p.num_experts)),
+        offers_(static_cast<size_t>(p.num_tokens)),
+        prices_(static_cast<size_t>(p.num_experts), A(0)),
+        holders_(static_cast<size_t>(p.num_experts)) {}
+
+  void run(const Parallel& parallel) {
+    read();
+    const int64_t bidders = static_cast<int64_t>(waiting_.size());
+    places_ = (bidders + p_.num_experts - 1) / p_.num_experts;
+    const int64_t grain = std::max<int64_t>(kCellsPerRange / p_.num_experts, 1);
+    for (int64_t round = 0; round < p_.max_rounds && !waiting_.empty(); ++round) {
+      parallel.for_ranges(static_cast<int64_t>(waiting_.size()), grain, [&](int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) offers_[waiting_[i]] = offer_of(waiting_[i]);
+      });
+      sell();
+    }
+    for (int64_t e = 0; e < p_.num_experts; ++e) {
+      for (const Entry<A>& holder : holders_[e]) p_.expert_ids[holder.token()] = static_cast<int32_t>(e);
+    }
+    place_the_rest();
+  }
+
+ private:
+  static bool is_finite(A x) { return x - x == 0; }
+
+  // Finite scores from 0 up: prices then have the precision of what they are compared with.
+  void read() {
+    A low = kInfinity<A>, high = -kInfinity<A>;
+    for (int64_t t = 0; t < p_.num_tokens; ++t) {
+      p_.expert_ids[t] = -1;
+      if (p_.token_mask != nullptr && p_.token_mask[t] == 0) continue;
+      waiting_.push_back(static_cast<int32_t>(t));
+      const A* row = static_cast<const A*>(p_.scores) + t * p_.scores_stride;
+      for (int64_t e = 0; e < p_.num_experts; ++e) {
+        low = is_finite(row[e]) && row[e] < low ? row[e] : low;
+        high = is_finite(row[e]) && row[e] > high ? row[e] : high;
+      }
+    }
+    if (low > high) low = high = 0;
+    for (const int32_t t : waiting_) {
+      const A* row = static_cast<const A*>(p_.scores) + t * p_.scores_stride;
+      A* own = scores_.data() + t * p_.num_experts;
+      for (int64_t e = 0; e < p_.num_experts; ++e) own[e] = is_finite(row[e]) ? row[e] - low : A(0);
+    }
+    epsilon_ = std::max((high - low) / A(50), A(1e-4));
+  }
+
+  Offer<A> offer_of(int64_t token) const {
+    const A* scores = scores_.data() + token * p_.num_experts;
+    A best = -kInfinity<A>, second = -kInfinity<A>;
+    int64_t expert = 0;
+    for (int64_t e = 0; e < p_.num_experts; ++e) {
+      const A value = scores[e] - prices_[e];
+      if (value > best) {
+        second = best;
+        best = value;
+        expert = e;
+      } else if (value > second) {
+        second = value;
+      }
+    }
+    if (p_.num_experts == 1) second = best;
+    return {static_cast<int32_t>(expert), (scores[expert] - second) + epsilon_};
+  }
+
+  // Offers become holders, the worst holders of a full expert wait for the next round.
+  void sell() {
+    for (const int32_t t : waiting_) holders_[offers_[t].expert].emplace_back(offers_[t].price, t);
+    waiting_.clear();
+    const auto places = static_cast<std::ptrdiff_t>(places_);
+    for (int64_t e = 0; e < p_.num_experts; ++e) {
+      std::vector<Entry<A>>& holders = holders_[e];
+      if (static_cast<int64_t>(holders.size()) < places_) continue;
+      std::nth_element(holders.begin(), holders.begin() + places - 1, holders.end(), std::greater<>());
+      for (auto holder = holders.begin() + places; holder != holders.end(); ++holder) {
+        waiting_.push_back(holder->token());
+      }
+      holders.resize(static_cast<size_t>(places_));
+      prices_[e] = holders.back().score();
+    }
+  }
+
+  void place_the_rest() {
+    std::sort(waiting_.begin(), waiting_.end());
+    for (const int32_t t : waiting_) {
+      const A* scores = scores_.data() + static_cast<int64_t>(t) * p_.num_experts;
+      int64_t expert = -1;
+      for (int64_t e = 0; e < p_.num_experts; ++e) {
+        if (static_cast<int64_t>(holders_[e].size()) == places_) continue;
+        if (expert < 0 || scores[e] > scores[expert]) expert = e;
+      }
+      holders_[expert].emplace_back(A(0), t);
+      p_.expert_ids[t] = static_cast<int32_t>(expert);
+    }
+  }
+
+  const AuctionParams& p_;
+  std::vector<A> scores_;
+  std::vector<Offer<A>> offers_;
+  std::vector<A> prices_;
+  std::vector<std::vector<Entry<A>>> holders_;
+  std::vector<int32_t> waiting_;
+  int64_t places_ = 0;  // of an expert
+  A epsilon_ = 0;
+};
+
+}  // namespace
+
+Status auction(const AuctionParams& params, const Parallel& parallel) {
+  if (params.num_tokens < 0 || params.num_experts < 1 || params.max_rounds < 0) return Status::kInvalidArgument;
+  if (params.num_tokens == 0) return Status::kOk;
+  try {
+    if (params.dtype == DType::kFloat64) {
+      Auction<double>(params).run(parallel);
+    } else {
+      Auction<float>(params).run(parallel);
+    }
+  } catch (const std::bad_alloc&) {
+    return Status::kUnsupported;
+  }
+  return Status::kOk;
+}
+
+}  // namespace moe::cpu
