@@ -74,7 +74,7 @@ def test_a_popular_expert_gets_no_more_than_its_share(backend: Backend, popular:
 def test_any_scores(backend: Backend, data: st.DataObject) -> None:
     num_tokens, num_experts = data.draw(st.integers(0, 12)), data.draw(st.integers(1, 5))
     cells = num_tokens * num_experts
-    drawn = st.sampled_from([0.0, -0.0, 1.0, -1.0, 0.25, 1e6, INF, -INF, NAN])
+    drawn = st.sampled_from([0.0, -0.0, 1.0, -1.0, 0.25, 1e6, 3e38, -3e38, INF, -INF, NAN])
     scores = torch.tensor(data.draw(st.lists(drawn, min_size=cells, max_size=cells))).view(num_tokens, num_experts)
     mask = torch.tensor(data.draw(st.lists(st.booleans(), min_size=num_tokens, max_size=num_tokens))).bool()
     experts = check(backend, scores, token_mask=mask, max_rounds=data.draw(st.sampled_from([0, 1, 3, 1000])))

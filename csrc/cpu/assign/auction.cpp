@@ -1,6 +1,7 @@
 // The auction in rounds: every token without an expert makes its offer, in parallel; then each expert keeps the best.
 #include <algorithm>
 #include <functional>
+#include <limits>
 #include <new>
 #include <vector>
 
@@ -50,6 +51,8 @@ class Auction {
   }
 
  private:
+  static constexpr A kLargest = std::numeric_limits<A>::max();
+
   static bool is_finite(A x) { return x - x == 0; }
 
   // Finite scores from 0 up: prices then have the precision of what they are compared with.
@@ -69,9 +72,9 @@ class Auction {
     for (const int32_t t : waiting_) {
       const A* row = static_cast<const A*>(p_.scores) + t * p_.scores_stride;
       A* own = scores_.data() + t * p_.num_experts;
-      for (int64_t e = 0; e < p_.num_experts; ++e) own[e] = is_finite(row[e]) ? row[e] - low : A(0);
+      for (int64_t e = 0; e < p_.num_experts; ++e) own[e] = is_finite(row[e]) ? std::min(row[e] - low, kLargest) : A(0);
     }
-    epsilon_ = std::max((high - low) / A(50), A(1e-4));
+    epsilon_ = std::max(std::min(high - low, kLargest) / A(50), A(1e-4));
   }
 
   Offer<A> offer_of(int64_t token) const {

@@ -14,10 +14,11 @@ def auction(scores: Tensor, *, token_mask: Tensor | None = None, max_rounds: int
     """One expert for each token, the same number of tokens for each expert, and nearly the largest sum of scores.
 
     The balanced assignment of BASE layers (Lewis et al. 2021, arXiv:2103.16716, section 3.1): an expert gets at most
-    ``ceil(num_tokens / num_experts)`` tokens. It is found by an auction (Bertsekas 1992): tokens without an expert bid for the one that they profit most from, experts keep the
-    highest bids and raise their price. It ends within ``num_tokens * epsilon`` of the best sum, where epsilon is a
-    fiftieth of the range of the scores, at least 1e-4. All tokens bid at once and equal bids go to the lower token, so
-    the result is the same on every device and for any number of threads. Not differentiable.
+    ``ceil(num_tokens / num_experts)`` tokens. It is found by an auction (Bertsekas 1992): tokens without an expert bid
+    for the one that they profit most from, experts keep the highest bids and raise their price. It ends within
+    ``num_tokens * epsilon`` of the best sum, where epsilon is a fiftieth of the range of the scores, at least 1e-4.
+    All tokens bid at once and equal bids go to the lower token, so the result is the same on every device and for any
+    number of threads. Not differentiable.
 
     Args:
         scores: ``[num_tokens, num_experts]``, float32, bfloat16, float16 or float64. Scores that are not finite count

@@ -71,8 +71,9 @@ def auction(scores: Tensor, *, token_mask: Tensor | None = None, max_rounds: int
     wide = scores.detach().to("cpu", compute_dtype(scores.dtype))
     finite = wide[waiting][wide[waiting].isfinite()]
     low, high = (finite.min(), finite.max()) if finite.numel() else (wide.new_zeros(()), wide.new_zeros(()))
-    values = torch.where(wide.isfinite(), wide - low, 0.0)
-    epsilon = torch.maximum((high - low) / 50, wide.new_tensor(1e-4))
+    largest = torch.finfo(wide.dtype).max
+    values = torch.where(wide.isfinite(), (wide - low).clamp(max=largest), 0.0)
+    epsilon = torch.maximum((high - low).clamp(max=largest) / 50, wide.new_tensor(1e-4))
     prices = wide.new_zeros(num_experts)
     holders: list[list[tuple[float, int]]] = [[] for _ in range(num_experts)]
 

@@ -37,6 +37,15 @@ from moe_ext.routing.stable_moe import StableMoERouter, TokenRouter
 from moe_ext.routing.task import TaskEmbeddingLogits, TaskExperts, TaskLogits
 from moe_ext.routing.threshold import ThresholdSelection, initial_threshold_bias, update_threshold_bias
 from moe_ext.routing.top2 import Top2
+from moe_ext.routing.balanced import Balanced, orthogonal_centroids_
+from moe_ext.routing.causal_expert_choice import CausalExpertChoice
+from moe_ext.routing.expert_bias import update_expert_bias
+from moe_ext.routing.expert_choice import ExpertChoice
+from moe_ext.routing.expert_choice_capped import ExpertChoiceCapped
+from moe_ext.routing.logits import LinearLogits
+from moe_ext.routing.router import Router, RouterOutput
+from moe_ext.routing.selection import TopK
+from moe_ext.routing.sinkhorn import Sinkhorn
 from moe_ext.routing.topk_router import TopKRouter
 from moe_ext.routing.weights import NormalizeWeights, Reweigh
 from moe_ext.routing.zero_experts import ZeroComputationExperts
@@ -58,6 +67,10 @@ __all__ = [
     "Jitter",
     "LSHBuckets",
     "LearnedNoise",
+    "Balanced",
+    "CausalExpertChoice",
+    "ExpertChoice",
+    "ExpertChoiceCapped",
     "LinearLogits",
     "MultiplicativeBias",
     "NormalizeWeights",
@@ -116,6 +129,10 @@ __all__ = [
     "skip_experts",
     "soft_topk",
     "to_buffers",
+    "Sinkhorn",
+    "TopK",
+    "TopKRouter",
+    "orthogonal_centroids_",
     "update_expert_bias",
     "update_threshold_bias",
 ]
