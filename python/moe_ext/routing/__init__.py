@@ -4,12 +4,16 @@
 """
 
 from moe_ext.routing import published
+from moe_ext.routing.balanced import Balanced, orthogonal_centroids_
 from moe_ext.routing.capacity import Capacity
 from moe_ext.routing.capacity_rules import dynamic_capacity, expert_capacity
+from moe_ext.routing.causal_expert_choice import CausalExpertChoice
 from moe_ext.routing.dense_to_sparse import DenseToSparseSelection, annealed_temperature, diversify_experts
 from moe_ext.routing.device_limit import DeviceCapacity, limit_device_load, protect_sequences
 from moe_ext.routing.dropping import limit_capacity
 from moe_ext.routing.expert_bias import update_expert_bias
+from moe_ext.routing.expert_choice import ExpertChoice
+from moe_ext.routing.expert_choice_capped import ExpertChoiceCapped
 from moe_ext.routing.expert_dropout import ExpertDropout, GatingDropout, drop_experts, mask_expert_outputs, skip_experts
 from moe_ext.routing.fixed_logits import ConstantLogits, RandomLogits
 from moe_ext.routing.geometric import normalize_rows
@@ -31,32 +35,28 @@ from moe_ext.routing.second_expert import random_second_expert
 from moe_ext.routing.selection import MultiplicativeBias, TopK
 from moe_ext.routing.sequence import SequenceRouter, mean_of_sequences
 from moe_ext.routing.similarity import ClusterLogits, TokenGraphSmoothing
+from moe_ext.routing.sinkhorn import Sinkhorn
 from moe_ext.routing.soft_topk import SoftTopK, soft_topk
 from moe_ext.routing.sparse_mixer import SparseMixer
 from moe_ext.routing.stable_moe import StableMoERouter, TokenRouter
 from moe_ext.routing.task import TaskEmbeddingLogits, TaskExperts, TaskLogits
 from moe_ext.routing.threshold import ThresholdSelection, initial_threshold_bias, update_threshold_bias
 from moe_ext.routing.top2 import Top2
-from moe_ext.routing.balanced import Balanced, orthogonal_centroids_
-from moe_ext.routing.causal_expert_choice import CausalExpertChoice
-from moe_ext.routing.expert_bias import update_expert_bias
-from moe_ext.routing.expert_choice import ExpertChoice
-from moe_ext.routing.expert_choice_capped import ExpertChoiceCapped
-from moe_ext.routing.logits import LinearLogits
-from moe_ext.routing.router import Router, RouterOutput
-from moe_ext.routing.selection import TopK
-from moe_ext.routing.sinkhorn import Sinkhorn
 from moe_ext.routing.topk_router import TopKRouter
 from moe_ext.routing.weights import NormalizeWeights, Reweigh
 from moe_ext.routing.zero_experts import ZeroComputationExperts
 
 __all__ = [
+    "Balanced",
     "Capacity",
+    "CausalExpertChoice",
     "ClusterLogits",
     "ConstantLogits",
     "CosineLogits",
     "DenseToSparseSelection",
     "DeviceCapacity",
+    "ExpertChoice",
+    "ExpertChoiceCapped",
     "ExpertDropout",
     "GatingDropout",
     "GaussianNoise",
@@ -67,10 +67,6 @@ __all__ = [
     "Jitter",
     "LSHBuckets",
     "LearnedNoise",
-    "Balanced",
-    "CausalExpertChoice",
-    "ExpertChoice",
-    "ExpertChoiceCapped",
     "LinearLogits",
     "MultiplicativeBias",
     "NormalizeWeights",
@@ -82,6 +78,7 @@ __all__ = [
     "RouterOutput",
     "SampledSelection",
     "SequenceRouter",
+    "Sinkhorn",
     "SoftTopK",
     "SparseMixer",
     "SparsityController",
@@ -115,6 +112,7 @@ __all__ = [
     "mean_of_sequences",
     "multi_hash_table",
     "normalize_rows",
+    "orthogonal_centroids_",
     "previous_ids",
     "protect_sequences",
     "published",
@@ -129,10 +127,6 @@ __all__ = [
     "skip_experts",
     "soft_topk",
     "to_buffers",
-    "Sinkhorn",
-    "TopK",
-    "TopKRouter",
-    "orthogonal_centroids_",
     "update_expert_bias",
     "update_threshold_bias",
 ]
