@@ -4,6 +4,7 @@
 
 #include "cpu/gemm.h"
 #include "moe/combine.h"
+#include "moe/noise.h"
 #include "moe/permute.h"
 #include "moe/route.h"
 
@@ -21,6 +22,8 @@ struct KernelTable {
   void (*segment_sum)(const SegmentSumParams&, int64_t expert, int64_t begin, int64_t end);
   // *out (float; double for float64) = the dot product of two strided vectors of `size` elements.
   void (*dot)(DType, const void* a, int64_t a_stride, const void* b, int64_t b_stride, int64_t size, void* out);
+  // Blocks [begin, end) of kNoiseBlock numbers.
+  void (*noise)(const NoiseParams&, int64_t begin, int64_t end);
   // One block of a matrix product, indexed by DType.
   GemmKernel gemm[4];
 };

@@ -42,6 +42,12 @@ MOE_EXT_LIBRARY(MOE_EXT_OPS, m) {
   // -> diag(u) exp(logits) diag(v) [T,E] with equal row sums and equal column sums.
   m.def("sinkhorn(Tensor logits, float tolerance, int max_iterations) -> Tensor");
 
+  // The fewest best experts, at most max_k, whose scores reach p (moe/top_p.h). score: softmax|sigmoid|sqrtsoftplus.
+  // -> topk_weights [T,max_k], topk_ids [T,max_k], padded with 0 and -1. Its gradient is route_backward.
+  m.def(
+      "route_top_p(Tensor router_logits, float p, int max_k, str score, bool renormalize, float eps, float scale, "
+      "str nonfinite) -> (Tensor, Tensor)");
+
   // topk_ids [T,K] int32 or int64 -> expert_offsets [E+1], row_to_slot [R], slot_to_row [T,K], all int32. An expert
   // takes at most `capacity` slots, the first in drop_order: token|choice.
   m.def(
@@ -99,6 +105,10 @@ MOE_EXT_LIBRARY(MOE_EXT_OPS, m) {
       "float alpha, float limit, bool interleaved, bool transposed, str apply_weights, int? workspace_limit, "
       "bool deterministic, bool x_grad, bool weight_grads, bool routing_grad, SymInt? max_rows=None) -> (Tensor, "
       "Tensor, Tensor, Tensor, Tensor, Tensor)");
+
+  // seed [1] int64 -> float32 of this shape, each number a function of (seed, its flat index); kind:
+  // uniform|normal|gumbel (moe/noise.h).
+  m.def("noise(Tensor seed, SymInt[] shape, str kind) -> Tensor");
 
   // weight [E,N,K] -> int8 [E,N,K] and float32 scales [E,N], one for each output channel; NaN where a channel is not
   // finite (moe/fused_experts_int8.h). CPU only, no derivative.

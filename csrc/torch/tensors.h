@@ -5,7 +5,6 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <cstdint>
-#include <initializer_list>
 
 #ifdef MOE_EXT_VIRTUAL
 #include "runtime/context.h"
@@ -24,7 +23,7 @@ inline Tensor with_unit_inner_stride(const Tensor& tensor) {
 }
 
 // Uninitialised and contiguous, on the device of `like`. On the virtual GPU nothing of it counts as written.
-inline Tensor empty_like(const Tensor& like, std::initializer_list<int64_t> sizes, ScalarType dtype) {
+inline Tensor empty_like(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef sizes, ScalarType dtype) {
 #ifdef MOE_EXT_VIRTUAL
   struct Fresh {
     Fresh() { vgpu::runtime::enter_fresh_memory(); }

@@ -37,12 +37,16 @@ from .ops import (  # noqa: E402
     fused_experts_int8,
     gather_rows,
     grouped_gemm,
+    noise,
     permute,
     quantize_experts,
     route,
+    route_top_p,
     route_with_statistics,
     sinkhorn,
     slot_positions,
+    soft_combine,
+    soft_dispatch,
 )
 
 try:
@@ -78,10 +82,14 @@ __all__ = [
     "fused_experts_int8",
     "gather_rows",
     "grouped_gemm",
+    "noise",
     "permute",
     "quantize_experts",
     "route",
+    "route_top_p",
     "route_with_statistics",
     "sinkhorn",
     "slot_positions",
+    "soft_combine",
+    "soft_dispatch",
 ]

@@ -15,7 +15,10 @@ NUM_ROWS = NUM_TOKENS * TOP_K
 # Backward ops of which PyTorch can take no further derivative, and the one that writes in place.
 ONCE_DIFFERENTIABLE = ("route_backward", "route_with_statistics_backward", "fused_experts_backward")
 IN_PLACE = ("grouped_gemm_wgrad_",)
-NOT_DIFFERENTIABLE = ("permute", "slot_positions", "expert_histogram", "expert_choice", "auction", "sinkhorn")
+# Ops whose results are no function of a floating-point argument, or are constants by decree.
+NOT_DIFFERENTIABLE = (
+    "permute", "slot_positions", "expert_histogram", "expert_choice", "auction", "sinkhorn", "noise",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,8 @@ def samples(dtype: torch.dtype = torch.float32) -> list[Sample]:
     gather = torch.randint(NUM_TOKENS, (NUM_ROWS,), generator=generator, dtype=torch.int32)
     accumulator = torch.randn(NUM_EXPERTS, INTERMEDIATE_SIZE, HIDDEN_SIZE, generator=generator).to(weights_dtype)
 
+    token_mask = torch.arange(48).view(3, 16) % 5 > 0
+
     plain = (logits, TOP_K, "softmax", False, None, 1, 1, 1, "-inf", False, 1e-20, 1.0, "propagate")
     grouped = (logits, TOP_K, "sigmoid", False, bias, 5, 3, 2, "0", True, 1e-20, 2.5, "sanitize")
     after = (logits, TOP_K, "softmax", True, None, 1, 1, 1, "-inf", False, 1e-20, 1.0, "propagate")
@@ -87,6 +92,12 @@ def samples(dtype: torch.dtype = torch.float32) -> list[Sample]:
         Sample("route_with_statistics", "grouped", grouped),
         Sample("route_with_statistics_backward", "softmax", statistics_backward),
         Sample("route_with_statistics_backward", "only_sums", (None, *statistics_backward[1:])),
+        Sample("route_top_p", "softmax", (logits, 0.6, NUM_EXPERTS, "softmax", False, 1e-20, 1.0, "propagate")),
+        Sample("route_top_p", "sigmoid", (logits, 1.2, TOP_K, "sigmoid", True, 1e-20, 2.5, "sanitize")),
+        Sample("noise", "normal", (torch.tensor([7]), [NUM_TOKENS, 3], "normal")),
+        Sample("noise", "uniform", (torch.tensor([-7]), [5], "uniform")),
+        Sample("soft_dispatch", "plain", (x.view(2, 3, HIDDEN_SIZE), logits.view(2, 3, NUM_EXPERTS), None)),
+        Sample("soft_combine", "masked", (grad_y.view(3, 2, -1), rows.view(3, 16, 2)[..., :2], token_mask)),
         Sample("permute", "int32", (ids, NUM_EXPERTS)),
         Sample("permute", "capacity", (ids, NUM_EXPERTS, 2, "choice")),
         Sample("permute", "int64", (ids.long(), NUM_EXPERTS)),

@@ -23,7 +23,10 @@ IDS = torch.tensor([[0, 1], [1, 2], [-1, 4], [4, 0], [2, NUM_EXPERTS]])
 _, W_GATE_UP, W_DOWN = model_weights(requires_grad=False)
 LOW = (torch.bfloat16, torch.float16)
 # Which arguments of a raw op are data, to be lowered.
-DATA = {"gather_rows": (0,), "grouped_gemm": (0, 1, 3), "combine": (0,), "fused_experts": (0, 1, 2, 5, 6)}
+DATA = {
+    "gather_rows": (0,), "grouped_gemm": (0, 1, 3), "combine": (0,), "fused_experts": (0, 1, 2, 5, 6),
+    "soft_dispatch": (0,), "soft_combine": (0,),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("low", LOW, ids=str)

@@ -25,6 +25,10 @@ def valid(function: str) -> dict[str, Any]:
         "expert_choice": {"scores": torch.rand(T, E), "capacity": 2},
         "auction": {"scores": torch.rand(T, E)},
         "sinkhorn": {"logits": torch.randn(T, E)},
+        "route_top_p": {"router_logits": torch.randn(T, E), "p": 0.5},
+        "noise": {"seed": torch.tensor([1]), "shape": (T, E), "kind": "normal"},
+        "soft_dispatch": {"x": torch.randn(2, T, H), "logits": torch.randn(2, T, E)},
+        "soft_combine": {"slot_outputs": torch.randn(2, E, H), "logits": torch.randn(2, T, E)},
         "permute": {"topk_ids": IDS, "num_experts": E},
         "slot_positions": {"topk_ids": IDS, "num_experts": E},
         "expert_histogram": {"topk_ids": IDS, "num_experts": E},
@@ -124,6 +128,48 @@ BAD_ASSIGN: list[Bad] = [
     ("sinkhorn", {"tolerance": float("nan")}, ValueError, r"tolerance must be finite, got nan"),
     ("sinkhorn", {"max_iterations": 1.5}, TypeError, r"max_iterations must be an int, got float"),
     ("sinkhorn", {"max_iterations": -2}, ValueError, r"max_iterations must be at least 0, got -2"),
+]
+
+BAD_TOP_P: list[Bad] = [
+    ("route_top_p", {"router_logits": torch.ones(T, E, dtype=torch.int32)}, TypeError, r"router_logits .* torch.int32"),
+    ("route_top_p", {"router_logits": torch.randn(E)}, ValueError, r"\[num_tokens, num_experts\], got shape \(5,\)"),
+    ("route_top_p", {"router_logits": torch.randn(T, 0)}, ValueError, r"at least one expert"),
+    ("route_top_p", {"p": -0.1}, ValueError, r"p must be at least 0.0, got -0.1"),
+    ("route_top_p", {"p": 1.5}, ValueError, r"p must be at most 1, a probability, got 1.5"),
+    ("route_top_p", {"p": float("nan")}, ValueError, r"p must be finite, got nan"),
+    ("route_top_p", {"p": "0.5"}, TypeError, r"p must be a number, got str"),
+    ("route_top_p", {"max_k": 0}, ValueError, r"max_k must be at least 1, got 0"),
+    ("route_top_p", {"max_k": E + 1}, ValueError, r"max_k must be at most 5 \(num_experts\), got 6"),
+    ("route_top_p", {"max_k": 2.0}, TypeError, r"max_k must be an int, got float"),
+    ("route_top_p", {"score": "none"}, ValueError, r'score must be one of "softmax", .* got "none"'),
+    ("route_top_p", {"renormalize": 1}, TypeError, r"renormalize must be a bool, got int"),
+    ("route_top_p", {"eps": -1.0}, ValueError, r"eps must be at least 0.0"),
+    ("route_top_p", {"scale": float("inf")}, ValueError, r"scale must be finite"),
+    ("route_top_p", {"nonfinite": "min"}, ValueError, r"nonfinite must be one of"),
+]
+
+BAD_NOISE: list[Bad] = [
+    ("noise", {"seed": 7}, TypeError, r"seed must be a torch.Tensor, got int"),
+    ("noise", {"seed": torch.tensor([1.0])}, TypeError, r"seed must be int64, got torch.float32"),
+    ("noise", {"seed": torch.tensor(1)}, ValueError, r"seed must be \[1\], got shape \(\)"),
+    ("noise", {"seed": torch.tensor([1, 2])}, ValueError, r"seed must be \[1\] = \(1,\), got shape \(2,\)"),
+    ("noise", {"shape": 5}, TypeError, r"shape must be a tuple or list of ints, got int"),
+    ("noise", {"shape": (2, -1)}, ValueError, r"every size of shape must be at least 0, got -1"),
+    ("noise", {"shape": (2.0,)}, TypeError, r"every size of shape must be an int, got float"),
+    ("noise", {"kind": "cauchy"}, ValueError, r'kind must be one of "uniform", "normal", "gumbel", got "cauchy"'),
+    ("noise", {"dtype": torch.int32}, TypeError, r"dtype must be float32 .* got torch.int32"),
+]
+
+BAD_SOFT: list[Bad] = [
+    ("soft_dispatch", {"x": torch.randn(T, H)}, ValueError, r"x must be \[batch, num_tokens, hidden_size\], got shape"),
+    ("soft_dispatch", {"x": torch.ones(2, T, H).int()}, TypeError, r"x must be float32 .* got torch.int32"),
+    ("soft_dispatch", {"logits": torch.randn(2, E, T)}, ValueError, r"logits must be \[batch, num_tokens, num_slots\]"),
+    ("soft_dispatch", {"logits": torch.randn(1, T, E)}, ValueError, r"got shape \(1, 6, 5\)"),
+    ("soft_dispatch", {"token_mask": torch.ones(2, T)}, TypeError, r"token_mask must be bool, got torch.float32"),
+    ("soft_dispatch", {"token_mask": torch.ones(T).bool()}, ValueError, r"token_mask must be \[batch, num_tokens\]"),
+    ("soft_combine", {"slot_outputs": torch.randn(2, T, H)}, ValueError, r"logits must be \[batch, num_tokens, num_sl"),
+    ("soft_combine", {"logits": torch.zeros(2, T, E, device="meta")}, ValueError, r"logits must be on cpu"),
+    ("soft_combine", {"token_mask": torch.ones(2, E).bool()}, ValueError, r"token_mask must be .* = \(2, 6\)"),
 ]
 
 BAD_PERMUTE_GATHER: list[Bad] = [
@@ -279,7 +325,16 @@ BAD_FUSED_EXPERTS: list[Bad] = [
     ("fused_experts", {"alpha": float("inf")}, ValueError, r"alpha must be finite, got inf"),
     ("fused_experts", {"alpha": None}, TypeError, r"alpha must be a number, got NoneType"),
 ]
-BAD = BAD_ROUTE + BAD_ASSIGN + BAD_PERMUTE_GATHER + BAD_GROUPED_GEMM + BAD_FUSED_EXPERTS
+BAD = (
+    BAD_ROUTE
+    + BAD_TOP_P
+    + BAD_NOISE
+    + BAD_SOFT
+    + BAD_ASSIGN
+    + BAD_PERMUTE_GATHER
+    + BAD_GROUPED_GEMM
+    + BAD_FUSED_EXPERTS
+)
 
 
 def described(bad: Bad) -> str:
@@ -292,8 +347,8 @@ def described(bad: Bad) -> str:
 
 
 FUNCTIONS = (
-    "route", "expert_choice", "auction", "sinkhorn", "permute", "gather_rows", "grouped_gemm", "combine",
-    "fused_experts",
+    "route", "route_top_p", "noise", "soft_dispatch", "soft_combine", "expert_choice", "auction", "sinkhorn", "permute",
+    "gather_rows", "grouped_gemm", "combine", "fused_experts",
 )  # fmt: skip
 
 

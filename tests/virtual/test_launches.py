@@ -27,6 +27,8 @@ MOST_LAUNCHES = {
     "route_backward": 1,
     "route_with_statistics": 1,
     "route_with_statistics_backward": 1,
+    "route_top_p": 2,  # route, the cut
+    "noise": 1,
     "permute": 1,
     "slot_positions": 1,
     "expert_histogram": 1,

@@ -5,6 +5,7 @@
 #include "cpu/vectorized/combine.h"
 #include "cpu/vectorized/dot.h"
 #include "cpu/vectorized/gemm_driver.h"
+#include "cpu/vectorized/noise.h"
 #include "cpu/vectorized/route.h"
 
 namespace moe::cpu::MOE_ISA {
@@ -18,6 +19,7 @@ static constexpr KernelTable kernel_table(GemmKernel float32, GemmKernel bfloat1
       .combine_backward = combine_backward,
       .segment_sum = segment_sum,
       .dot = dot,
+      .noise = noise,
       .gemm = {float32, bfloat16, float16, float64},
   };
 }

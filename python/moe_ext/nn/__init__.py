@@ -7,6 +7,7 @@ from moe_ext.nn.moe import MoE, MoELosses, MoEOutput
 from moe_ext.nn.plots import plot_load
 from moe_ext.nn.quantized_experts import QuantizedExperts
 from moe_ext.nn.shared_expert import SharedExpert
+from moe_ext.nn.soft_moe import SlotLogits, SoftMoE
 
 __all__ = [
     "Experts",
@@ -16,6 +17,8 @@ __all__ = [
     "QuantizedExperts",
     "RoutingMetrics",
     "SharedExpert",
+    "SlotLogits",
+    "SoftMoE",
     "overflow_by_choice",
     "padding_waste",
     "plot_load",

@@ -16,11 +16,14 @@ from .fused_experts import fused_experts
 from .fused_experts_int8 import Int8Experts, fused_experts_int8, quantize_experts
 from .gather_rows import gather_rows
 from .grouped_gemm import grouped_gemm
+from .noise import noise
 from .packed_experts import PackedExperts
 from .permute import permute
 from .route import route, route_with_statistics
+from .route_top_p import route_top_p
 from .sinkhorn import sinkhorn
 from .slot_positions import expert_histogram, slot_positions
+from .soft_moe import soft_combine, soft_dispatch
 from .types import ExpertChoices, Permutation, Routing, RoutingWithStatistics, SlotPositions
 
 __all__ = [
@@ -39,10 +42,14 @@ __all__ = [
     "fused_experts_int8",
     "gather_rows",
     "grouped_gemm",
+    "noise",
     "permute",
     "quantize_experts",
     "route",
+    "route_top_p",
     "route_with_statistics",
     "sinkhorn",
     "slot_positions",
+    "soft_combine",
+    "soft_dispatch",
 ]

@@ -21,9 +21,12 @@ from moe_ext.reference.fused_experts import fused_experts
 from moe_ext.reference.fused_experts_int8 import fused_experts_int8, quantize_rows
 from moe_ext.reference.grouped_gemm import grouped_gemm
 from moe_ext.reference.mxfp8 import mxfp8_decode, mxfp8_encode, mxfp8_row_bytes
+from moe_ext.reference.noise import noise, philox
 from moe_ext.reference.permute import gather_rows, permute
 from moe_ext.reference.positions import slot_positions
 from moe_ext.reference.route import route, route_with_statistics
+from moe_ext.reference.route_top_p import route_top_p
+from moe_ext.reference.soft_moe import soft_combine, soft_dispatch
 
 __all__ = [
     "ACTIVATIONS",
@@ -40,10 +43,15 @@ __all__ = [
     "mxfp8_decode",
     "mxfp8_encode",
     "mxfp8_row_bytes",
+    "noise",
     "permute",
+    "philox",
     "quantize_rows",
     "route",
+    "route_top_p",
     "route_with_statistics",
     "sinkhorn",
     "slot_positions",
+    "soft_combine",
+    "soft_dispatch",
 ]

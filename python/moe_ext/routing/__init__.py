@@ -42,6 +42,7 @@ from moe_ext.routing.stable_moe import StableMoERouter, TokenRouter
 from moe_ext.routing.task import TaskEmbeddingLogits, TaskExperts, TaskLogits
 from moe_ext.routing.threshold import ThresholdSelection, initial_threshold_bias, update_threshold_bias
 from moe_ext.routing.top2 import Top2
+from moe_ext.routing.top_p import TopP
 from moe_ext.routing.topk_router import TopKRouter
 from moe_ext.routing.weights import NormalizeWeights, Reweigh
 from moe_ext.routing.zero_experts import ZeroComputationExperts
@@ -92,6 +93,7 @@ __all__ = [
     "Top2",
     "TopK",
     "TopKRouter",
+    "TopP",
     "ZeroComputationExperts",
     "annealed_temperature",
     "balanced_table",
