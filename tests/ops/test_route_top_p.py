@@ -213,11 +213,30 @@ def test_nonfinite_logits(backend: Backend, nonfinite: str, renormalize: bool) -
         assert weights.isfinite().all()
 
 
-def test_nonfinite_logits_as_errors() -> None:
-    logits = torch.zeros(5, 3)
-    logits[3, 1] = NAN
-    with pytest.raises(ValueError, match=r"moe_ext.route_top_p: router_logits: row 3"):
+@pytest.mark.parametrize("num_experts", [3, 40])
+def test_nonfinite_logits_as_errors(torch_threads: int, num_experts: int) -> None:
+    logits = torch.zeros(9000, num_experts)
+    moe_ext.route_top_p(logits, 0.5, nonfinite="error")
+    logits[[4321, 8999], 1] = NAN
+    with pytest.raises(ValueError, match=r"moe_ext.route_top_p: router_logits: row 4321"):
         moe_ext.route_top_p(logits, 0.5, nonfinite="error")
+
+
+def test_rows_that_need_few_and_rows_that_need_many(backend: Backend) -> None:
+    """More than the kernel tries first, in neighbourhoods of all lengths, with non-finite rows among them."""
+    num_tokens = 40 if backend.is_virtual else 700
+    steepness = torch.linspace(0, 9, 7)[torch.randint(7, (num_tokens, 1))]
+    logits = steepness * torch.randn(num_tokens, 50)
+    logits[3, 4] = NAN
+    logits[5] = -INF
+    logits[6, 20:] = -INF
+    wide = torch.full((num_tokens, 60), 77.0)
+    wide[:, 5:55] = logits
+    weights, ids = moe_ext.route_top_p(backend.put(wide)[:, 5:55], 0.9, nonfinite="sanitize", renormalize=True)
+    expected_weights, expected_ids = reference.route_top_p(logits, 0.9, nonfinite="sanitize", renormalize=True)
+    assert torch.equal(ids.cpu(), expected_ids)
+    torch.testing.assert_close(weights.cpu(), expected_weights)
+    assert {n > 16 for n in counts(expected_ids)} == {True, False}
 
 
 def test_no_tokens(backend: Backend) -> None:

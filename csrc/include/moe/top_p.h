@@ -1,9 +1,9 @@
 // route_top_p: the fewest best experts of a token whose scores reach p (Huang et al. 2024, arXiv:2403.07652).
 //
-// route chooses and orders the best top_k experts first; this then cuts each row off and weighs what is left. Scores
-// are added one after the other, best first, in the type of the weights. The cut is after the first expert with which
-// the sum is at least p. An expert whose score is 0 is never chosen, save as the first; NaN never reaches anything.
-// Where the sum stays below p, all of top_k with a score above 0 are left.
+// The best top_k experts as route has them, each row cut off. Scores are added one after the other, best first, in the
+// type of the weights. The cut is after the first expert with which the sum is at least p. An expert whose score is 0
+// is never chosen, save as the first; NaN never reaches anything. Where the sum stays below p, all of top_k with a
+// score above 0 are left.
 #pragma once
 
 #include "moe/types.h"

@@ -1,11 +1,11 @@
 // route_top_p for CPU tensors. Contract: moe/top_p.h and schema.cpp.
+#include "cpu/route/top_p.h"
+
 #include <torch/csrc/stable/library.h>
 
 #include <string>
 #include <tuple>
 
-#include "cpu/route/route.h"
-#include "cpu/route/top_p.h"
 #include "torch/arguments/route_top_p.h"
 #include "torch/cpu/threads.h"
 
@@ -18,10 +18,9 @@ std::tuple<Tensor, Tensor> route_top_p(const Tensor& router_logits, double p, in
   const Checks checks("route_top_p");
   const RouteTopPArguments a(checks, router_logits, p, max_k, score, renormalize, eps, scale, nonfinite);
   int64_t bad_token = -1;
-  const Status status = cpu::route_forward(a.route.params, torch_threads(), &bad_token);
+  const Status status = cpu::route_top_p(a.route.params, a.params, torch_threads(), &bad_token);
   if (bad_token >= 0) fail("router_logits: row ", bad_token, " holds NaN, +inf or nothing but -inf");
   checks.is_ok(status);
-  checks.is_ok(cpu::cut_at_top_p(a.params, torch_threads()));
   return {a.route.topk_weights, a.route.topk_ids};
 }
 
