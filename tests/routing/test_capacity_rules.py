@@ -104,6 +104,19 @@ def test_ranks_agree_on_the_largest_capacity(tmp_path: Path) -> None:
     mp.spawn(_largest_of_ranks, (str(tmp_path / "store"),), nprocs=2)
 
 
+def test_agreement_compiles() -> None:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+
+        def agreed(ids: torch.Tensor) -> torch.Tensor:
+            return dynamic_capacity(ids, 4, process_group=dist.group.WORLD)
+
+        ids = torch.tensor(TOP2_IDS, dtype=torch.int32)
+        assert int(torch.compile(agreed, fullgraph=True, backend="aot_eager")(ids)) == 5
+    finally:
+        dist.destroy_process_group()
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
