@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from moe_ext.routing import CausalExpertChoice, ExpertChoice, ExpertChoiceCapped, LinearLogits, Router
 from moe_ext.routing.causal_expert_choice import count_earlier_at_least
 from moe_ext.routing.expert_choice import expert_capacity
+from moe_ext.routing.expert_choice_capped import project_capped
 
 A = torch.tensor(
     [[2, 1, 0, -1], [1, 3, 0, 2], [0.5, 0.5, 2, -2], [3, 0, 1, 1], [1, 2, 0, 0], [2, 3, 1, 0]], dtype=torch.float64
@@ -20,7 +21,7 @@ MODULES = [
     pytest.param(lambda **options: ExpertChoice(4, **options), id="choice"),
     pytest.param(lambda **options: CausalExpertChoice(4, **options), id="causal"),
     pytest.param(
-        lambda **options: ExpertChoiceCapped(4, **{"max_experts_per_token": 3, "num_iterations": 5, **options}),
+        lambda **options: ExpertChoiceCapped(4, **{"max_experts_per_token": 3, **options}),
         id="capped",
     ),
 ]
@@ -109,8 +110,8 @@ def test_best_experts_stay_when_there_are_too_many(make: Any) -> None:
     logits[3] = torch.tensor([1.0, 2.0, 4.0, 3.0])
     weights, ids = make(capacity_factor=0.5, max_experts_per_token=2)(logits)
     assert ids.shape == (8, 2)
-    assert ids[3].tolist() == [2, 3]
-    assert weights[3, 0] > weights[3, 1]
+    assert set(ids[3].tolist()) == {2, 3}
+    torch.testing.assert_close(weights[3].sum(), logits[3].softmax(0)[2:].sum())
 
 
 @pytest.mark.parametrize("make", MODULES)
@@ -241,7 +242,7 @@ def test_no_token_has_more_experts_than_the_bound(seed: int, bound: int) -> None
     counts = torch.tensor(load(ids, 8))
     assert counts.max() <= 8
     assert counts.sum() >= 0.9 * 64  # what rounding of the matrix may cost
-    assert counts.sum() >= (plain >= 0)[:, :bound].sum()
+    assert counts.sum() >= (plain >= 0)[:, :bound].sum()  # where each token just keeps its best experts
     torch.testing.assert_close(weights, torch.where(ids >= 0, logits.softmax(1).gather(1, ids.clamp(0).long()), 0.0))
 
 
@@ -252,12 +253,11 @@ def test_capped_is_plain_where_the_bound_does_not_bind() -> None:
 
 
 def test_the_projected_matrix_is_in_all_three_sets() -> None:
-    module = ExpertChoiceCapped(4, max_experts_per_token=2, temperature=0.1, num_iterations=400)
     scores = torch.randn(1, 16, 4, dtype=torch.float64).softmax(2)
-    matrix = module._project(scores / 0.1, capacity=8).exp()
-    assert matrix.max() <= 1 + 1e-9
+    matrix = (project_capped(scores, 8, 2, 0.1, 2000) / 0.1).clamp(max=0).exp()
     assert matrix.sum(2).max() <= 2 + 1e-6
-    torch.testing.assert_close(matrix.sum(1), torch.full((1, 4), 8.0, dtype=torch.float64), atol=1e-4, rtol=0)
+    torch.testing.assert_close(matrix.sum(1), torch.full((1, 4), 8.0, dtype=torch.float64), atol=1e-6, rtol=0)
+    torch.library.opcheck(project_capped, (scores.float(), 8, 2, 0.1, 3))
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,10 @@ from moe_ext.ops.types import Routing
 from moe_ext.routing._precision import no_autocast
 from moe_ext.routing.expert_choice import check_options, count_groups, expert_capacity, masked_scores, weights_at
 
-# Of masked tokens: small enough to be nowhere, and finite, so that differences of it are no NaN.
-_NOWHERE = -1e30
+# The score of masked tokens: small enough to be nowhere, and finite, so that differences of it are no NaN.
+_NOWHERE = -1e6
+# The temperature to begin with: that of a matrix which hardly prefers anything.
+_HOT = 0.3
 
 
 class ExpertChoiceCapped(nn.Module):
@@ -20,17 +22,18 @@ class ExpertChoiceCapped(nn.Module):
     With S the scores, the matrix A that maximises `<S, A> + temperature * entropy(A)` subject to: k tokens for each
     expert, at most b experts for each token, entries in [0, 1]. It is found by projecting `exp(S / temperature)` onto
     the three sets in turn, in the Kullback-Leibler sense (Dykstra 1985; for such problems Benamou et al. 2015,
-    arXiv:1412.5154). Each expert then takes its k tokens with the largest entries of A, and weights are scores, as
-    without the bound. As A is not a matrix of zeros and ones, a token may still be among the first k of more than b
-    experts: the b with the largest entries stay, and an expert may end up with a little less than k.
+    arXiv:1412.5154), while the temperature falls to its final value. Each expert then takes its k tokens with the
+    largest entries of A, and weights are scores, as without the bound. As A is not a matrix of zeros and ones, a token
+    may still be among the first k of more than b experts: the b with the largest entries stay, and an expert may end
+    up with a little less than k.
 
     Not causal: see `ExpertChoice`.
 
     Args:
         num_experts, capacity_factor, group_size: as in `ExpertChoice`.
         max_experts_per_token: b, also the width K of the result. At least the capacity factor.
-        temperature: weight of the entropy, lambda in the paper.
-        num_iterations: of the projections.
+        temperature: weight of the entropy, lambda in the paper, at the end of the projections.
+        num_iterations: of the projections, during the first three quarters of which the temperature falls.
 
     Raises:
         ValueError: an option out of range.
@@ -73,19 +76,21 @@ class ExpertChoiceCapped(nn.Module):
         num_sequences: int | None = None,
         **_: object,
     ) -> Routing:
-        """As `ExpertChoice.forward`; ids are in the order of A."""
+        """As `ExpertChoice.forward`; ids are in the order of A, where that is 1 in that of what is cut off at 1."""
         with no_autocast(router_logits.device.type):
             num_tokens = router_logits.shape[0]
             num_groups = count_groups("ExpertChoiceCapped", num_tokens, self.group_size, num_sequences)
             capacity = expert_capacity(num_tokens // num_groups, self.num_experts, self.capacity_factor)
             scores = masked_scores(router_logits, token_mask)
             with torch.no_grad():
-                log_a = scores / self.temperature
-                if token_mask is not None:
-                    log_a = log_a.masked_fill(~token_mask[:, None], _NOWHERE)
-                log_a = self._project(log_a.view(num_groups, -1, self.num_experts), max(capacity, 1)).view_as(scores)
+                ranked = scores if token_mask is None else scores.masked_fill(~token_mask[:, None], _NOWHERE)
+                if capacity > 0:
+                    grouped = ranked.view(num_groups, -1, self.num_experts)
+                    ranked = project_capped(
+                        grouped, capacity, self.max_experts_per_token, self.temperature, self.num_iterations
+                    ).view_as(scores)
             choices = expert_choice(
-                log_a,
+                ranked,
                 capacity,
                 num_groups=num_groups,
                 token_mask=token_mask,
@@ -93,24 +98,40 @@ class ExpertChoiceCapped(nn.Module):
             )
             return Routing(weights_at(scores, choices.topk_ids), choices.topk_ids)
 
-    def _project(self, log_a: Tensor, capacity: int) -> Tensor:
-        """log A of [G, n, E]. What a projection onto an inequality took away is given back before the next one."""
-        log_capacity, log_bound = math.log(capacity), math.log(self.max_experts_per_token)
-        from_bound = torch.zeros_like(log_a[..., :1])
-        from_box = torch.zeros_like(log_a)
-        for _ in range(self.num_iterations):
-            log_a = log_a + (log_capacity - log_a.logsumexp(dim=1, keepdim=True))
-            log_a = log_a + from_bound
-            excess = (log_a.logsumexp(dim=2, keepdim=True) - log_bound).clamp(min=0)
-            log_a, from_bound = log_a - excess, excess
-            log_a = log_a + from_box
-            excess = log_a.clamp(min=0)
-            log_a, from_box = log_a - excess, excess
-        return log_a
-
     def extra_repr(self) -> str:
         return (
             f"num_experts={self.num_experts}, capacity_factor={self.capacity_factor}, "
             f"max_experts_per_token={self.max_experts_per_token}, group_size={self.group_size}, "
             f"temperature={self.temperature}, num_iterations={self.num_iterations}"
         )
+
+
+# An op of its own, so that a compiled model has one node for it and not a thousand.
+@torch.library.custom_op("moe_ext_routing::project_capped", mutates_args=())
+def project_capped(scores: Tensor, capacity: int, bound: int, temperature: float, num_iterations: int) -> Tensor:
+    """[G, n, E] -> temperature * log A, before A is cut off at 1, so that what is cut keeps its order."""
+    log_capacity, log_bound = math.log(capacity), math.log(bound)
+    # What each projection has added or taken away, in units of scores: the multipliers of the three constraints.
+    of_expert = torch.zeros_like(scores[:, :1])
+    of_token = torch.zeros_like(scores[..., :1])
+    of_pair = torch.zeros_like(scores)
+    for i in range(num_iterations):
+        # From a high temperature down, which takes far fewer steps than the lowest one from the beginning.
+        progress = min(1.0, i / max(1.0, 0.75 * num_iterations))
+        t = max(temperature, _HOT) ** (1 - progress) * temperature**progress
+        of_expert = t * (log_capacity - _logsumexp((scores - of_token - of_pair) / t, 1))
+        rest = scores + of_expert
+        of_token = (t * (_logsumexp((rest - of_pair) / t, 2) - log_bound)).clamp(min=0)
+        of_pair = (rest - of_token).clamp(min=0)
+    return scores + of_expert - of_token
+
+
+@project_capped.register_fake
+def _project_capped_fake(scores: Tensor, capacity: int, bound: int, temperature: float, num_iterations: int) -> Tensor:
+    return torch.empty_like(scores)
+
+
+def _logsumexp(x: Tensor, dim: int) -> Tensor:
+    """Without the numbers below 2^-126 that torch.logsumexp adds: they change nothing and are slow."""
+    high = x.amax(dim=dim, keepdim=True)
+    return (x - high).clamp(min=-80.0).exp().sum(dim=dim, keepdim=True).log() + high
