@@ -68,7 +68,7 @@ class MoE(nn.Module):
         hidden_size, intermediate_size, num_experts, top_k: H, I, E, K.
         router: a module (x [T, H], further keyword inputs of `forward`) -> `RouterOutput`, or None for a `TopKRouter`
             of the options below. A `moe_ext.routing.Router` is also given `token_mask`. If it has a method
-            `max_rows(num_tokens)`, what that returns bounds the number of slots that name an expert.
+            `max_rows(num_tokens, ...)`, what that returns bounds the number of slots that name an expert.
         capacity: a module (Routing, router_logits=...) -> Routing, or None for no limit.
         activation, bias, alpha, limit, apply_weights, save, workspace_limit, deterministic: of the experts, see
             `Experts`. The shared expert uses the same activation and bias.
@@ -223,7 +223,7 @@ class MoE(nn.Module):
         token_mask: Tensor | None = None,
         return_losses: bool = False,
         return_metrics: bool = False,
-        **route_inputs: Tensor | None,
+        **route_inputs: Any,
     ) -> Tensor | MoEOutput:
         """Apply the layer.
 
@@ -233,7 +233,8 @@ class MoE(nn.Module):
                 their y is that of the shared expert alone.
             return_losses: return `MoEOutput` with the losses, see above.
             return_metrics: return `MoEOutput` with the metrics, which cost nothing unless asked for.
-            route_inputs: what a router of your own asks for beside x, [...] each, such as `token_ids` or `task_ids`.
+            route_inputs: what a router of your own asks for beside x: tensors [...], such as `token_ids` or `task_ids`,
+                and anything else as it is, such as `num_sequences`.
 
         Returns:
             y [..., H], or `MoEOutput` if losses or metrics were asked for.
@@ -264,10 +265,9 @@ class MoE(nn.Module):
         if self.capacity is not None:
             topk_weights, topk_ids = self.capacity(Routing(topk_weights, topk_ids), router_logits=router_logits)
         bound = getattr(self.router, "max_rows", None)
-        if bound is None:
-            y = self.experts(x, topk_weights, topk_ids)
-        else:
-            y = self.experts(x, topk_weights, topk_ids, max_rows=bound(len(topk_ids)))
+        max_rows = None if bound is None else bound(len(topk_ids), **route_inputs)
+        fewer_rows = {} if max_rows is None else {"max_rows": max_rows}
+        y = self.experts(x, topk_weights, topk_ids, **fewer_rows)
         if self.shared_expert is not None:
             y = y + self.shared_expert(x)
         if not (return_losses or return_metrics):
@@ -279,9 +279,12 @@ class MoE(nn.Module):
             )
         return MoEOutput(y, losses, metrics)
 
-    def _route(self, x: Tensor, token_mask: Tensor | None, inputs: dict[str, Tensor | None]) -> RouterOutput:
+    def _route(self, x: Tensor, token_mask: Tensor | None, inputs: dict[str, Any]) -> RouterOutput:
         tokens = x.reshape(-1, self.hidden_size)
-        by_token = {name: None if t is None else t.reshape(len(tokens), -1).squeeze(1) for name, t in inputs.items()}
+        by_token = {
+            name: value.reshape(len(tokens), -1).squeeze(1) if isinstance(value, Tensor) else value
+            for name, value in inputs.items()
+        }
         if isinstance(self.router, Router) and token_mask is not None:
             by_token["token_mask"] = token_mask.reshape(-1)
         return self.router(tokens, **by_token)

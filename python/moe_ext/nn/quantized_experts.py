@@ -53,8 +53,11 @@ class QuantizedExperts(nn.Module):
         """The weights as `moe_ext.fused_experts_int8` takes them."""
         return Int8Experts(*(self.get_buffer(name) for name in Int8Experts._fields))
 
-    def forward(self, x: Tensor, topk_weights: Tensor, topk_ids: Tensor) -> Tensor:
-        """x [..., H] of T tokens, topk_weights [T, K], topk_ids [T, K] (sentinels contribute nothing) -> [..., H]."""
+    def forward(self, x: Tensor, topk_weights: Tensor, topk_ids: Tensor, *, max_rows: int | None = None) -> Tensor:
+        """x [..., H] of T tokens, topk_weights [T, K], topk_ids [T, K] (sentinels contribute nothing) -> [..., H].
+
+        `max_rows` is accepted, so that these can take the place of `Experts`, and without effect.
+        """
         y = fused_experts_int8(
             x.reshape(-1, x.shape[-1]),
             self.experts,

@@ -1,6 +1,6 @@
 """Experts choose tokens: balanced by construction, with a number of experts that varies from token to token."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -111,6 +111,12 @@ class ExpertChoice(Float32Module):
                 self._follow(scores.detach(), choices.token_ids, token_mask, group_size)
             return Routing(weights_at(scores, choices.topk_ids), choices.topk_ids)
 
+    def max_rows(self, num_tokens: int, *, num_sequences: int | None = None, **_: object) -> int | None:
+        """The slots that name an expert are at most E times the capacity of every group; no bound by threshold."""
+        if self.inference == "threshold" and not self.training:
+            return None
+        return rows_of_all_groups(self, num_tokens, num_sequences)
+
     def _by_threshold(self, scores: Tensor, token_mask: Tensor | None) -> Routing:
         reached = scores >= self.threshold
         if token_mask is not None:
@@ -176,6 +182,14 @@ def count_groups(name: str, num_tokens: int, group_size: int | None, num_sequenc
 def expert_capacity(group_size: int, num_experts: int, capacity_factor: float) -> int:
     """k = floor(c n / E) tokens for each expert, at least one if there is one."""
     return min(max(1, int(group_size * capacity_factor / num_experts)), group_size)
+
+
+def rows_of_all_groups(selection: Any, num_tokens: int, num_sequences: int | None) -> int:
+    """How many tokens all experts of an `ExpertChoice` or `ExpertChoiceCapped` take together at most."""
+    name = type(selection).__name__
+    num_groups = count_groups(name, num_tokens, selection.group_size, num_sequences)
+    capacity = expert_capacity(num_tokens // num_groups, selection.num_experts, selection.capacity_factor)
+    return num_groups * selection.num_experts * capacity
 
 
 def masked_scores(router_logits: Tensor, token_mask: Tensor | None) -> Tensor:

@@ -8,7 +8,14 @@ from torch import Tensor, nn
 from moe_ext.ops import expert_choice
 from moe_ext.ops.types import Routing
 from moe_ext.routing._precision import no_autocast
-from moe_ext.routing.expert_choice import check_options, count_groups, expert_capacity, masked_scores, weights_at
+from moe_ext.routing.expert_choice import (
+    check_options,
+    count_groups,
+    expert_capacity,
+    masked_scores,
+    rows_of_all_groups,
+    weights_at,
+)
 
 # The score of masked tokens: small enough to be nowhere, and finite, so that differences of it are no NaN.
 _NOWHERE = -1e6
@@ -67,6 +74,10 @@ class ExpertChoiceCapped(nn.Module):
         self.group_size = group_size
         self.temperature = temperature
         self.num_iterations = num_iterations
+
+    def max_rows(self, num_tokens: int, *, num_sequences: int | None = None, **_: object) -> int:
+        """As `ExpertChoice.max_rows`."""
+        return rows_of_all_groups(self, num_tokens, num_sequences)
 
     def forward(
         self,

@@ -94,6 +94,14 @@ class Router(nn.Module):
         """
         return self.jitter(x) if self.jitter is not None and self.jitter.scope == "all" else x
 
+    def max_rows(self, num_tokens: int, **side: Any) -> int | None:
+        """Upper bound of the slots that name an expert, where the selection knows one below T * K; else None.
+
+        Layers pass it on to `moe_ext.fused_experts`, whose buffers then hold no more.
+        """
+        bound = getattr(self.selection, "max_rows", None)
+        return None if bound is None else bound(num_tokens, **side)
+
     @property
     def expert_bias(self) -> Tensor | None:
         """The selection's [E] buffer, or None if it has none; see `moe_ext.routing.TopK`."""

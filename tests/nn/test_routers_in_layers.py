@@ -1,0 +1,161 @@
+"""`MoE` around any router and any capacity stage: what they choose is what the experts do."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from moe_ext import reference
+from moe_ext.nn import MoE, update_expert_biases
+from moe_ext.ops.types import Routing
+from moe_ext.routing import (
+    Capacity,
+    DeviceCapacity,
+    ExpertChoice,
+    ExpertChoiceCapped,
+    HashSelection,
+    Jitter,
+    LinearLogits,
+    ReLUSelection,
+    Router,
+    Sinkhorn,
+    TopK,
+    TopP,
+    balanced_table,
+    published,
+)
+from moe_ext.routing.fixed_logits import ConstantLogits
+
+T, H, INTERMEDIATE, E, K = 24, 12, 8, 8, 2
+
+ROUTERS = {
+    "dense": lambda: published.dense(H, E),
+    "gshard": lambda: published.gshard(H, E),
+    "switch": lambda: published.switch(H, E),
+    "mixtral": lambda: published.mixtral(H, E, K),
+    "deepseek_v3": lambda: published.deepseek_v3(H, E, K, num_groups=4, topk_groups=2),
+    "x_moe": lambda: published.x_moe(H, E),
+    "hierarchical": lambda: published.hierarchical(H, 4, 2),
+    "expert_choice": lambda: Router(LinearLogits(H, E), ExpertChoice(E)),
+    "expert_choice_of_sequences": lambda: Router(LinearLogits(H, E), ExpertChoice(E, group_size=6)),
+    "expert_choice_capped": lambda: Router(LinearLogits(H, E), ExpertChoiceCapped(E, max_experts_per_token=3)),
+    "sinkhorn": lambda: Router(LinearLogits(H, E), Sinkhorn(E)),
+    "top_p": lambda: Router(LinearLogits(H, E), TopP(E, 0.4)),
+    "relu": lambda: Router(LinearLogits(H, E), ReLUSelection(E)),
+}
+
+
+def expected(layer: MoE, x: Tensor, routing: Routing) -> Tensor:
+    experts = layer.experts
+    return reference.fused_experts(
+        x, experts.w_gate_up, experts.w_down, routing.topk_weights.to(x.dtype), routing.topk_ids
+    )
+
+
+@pytest.mark.parametrize("name", ROUTERS)
+def test_the_layer_does_what_the_router_says(name: str) -> None:
+    torch.manual_seed(0)
+    layer = MoE(H, INTERMEDIATE, E, K, router=ROUTERS[name]()).double().eval()
+    x = torch.randn(4, 6, H, dtype=torch.float64)
+    out = layer(x, return_metrics=True)
+    routed = layer.router(x.view(T, H))
+    torch.testing.assert_close(out.y.view(T, H), expected(layer, x.view(T, H), Routing(*routed[:2])))
+    assert out.metrics.counts.sum() == (routed.topk_ids >= 0).sum()
+    layer.train()
+    layer(x).square().sum().backward()
+    for parameter in layer.experts.parameters():
+        assert parameter.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", ["gshard", "expert_choice", "top_p"])
+def test_one_graph(name: str) -> None:
+    torch.manual_seed(0)
+    layer = MoE(H, INTERMEDIATE, E, K, router=ROUTERS[name](), capacity=Capacity(E, factor=0.75)).eval()
+    x = torch.randn(T, H)
+    torch.testing.assert_close(torch.compile(layer, fullgraph=True, backend="aot_eager")(x), layer(x))
+
+
+def test_buffers_have_no_more_rows_than_expert_choice_fills() -> None:
+    layer = MoE(H, INTERMEDIATE, E, K, router=Router(LinearLogits(H, E), ExpertChoice(E, capacity_factor=2)))
+    saved: list[tuple[int, ...]] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(tuple(t.shape)) or t, lambda t: t):
+        layer(torch.randn(T, H))
+    assert (2 * T, 2 * INTERMEDIATE) in saved
+    assert (E * T, 2 * INTERMEDIATE) not in saved
+
+
+@pytest.mark.parametrize(
+    "capacity", [Capacity(E, rule="switch", factor=0.5), DeviceCapacity(E, num_devices=2)], ids=["expert", "device"]
+)
+def test_capacity_stands_between_router_and_experts(capacity: nn.Module) -> None:
+    torch.manual_seed(1)
+    layer = MoE(H, INTERMEDIATE, E, K, load_balancing_coef=0.01, capacity=capacity).double()
+    free = MoE(H, INTERMEDIATE, E, K, load_balancing_coef=0.01).double()
+    free.load_state_dict(layer.state_dict())
+    with torch.no_grad():
+        layer.router.weight[0] += 3 * layer.router.weight[1]
+        free.router.weight.copy_(layer.router.weight)
+    x = torch.randn(T, H, dtype=torch.float64)
+    out, of_free = (module(x, return_losses=True, return_metrics=True) for module in (layer, free))
+    assert out.metrics.dropped_slots > 0
+    assert of_free.metrics.dropped_slots == 0
+    # The loss sees the choices from before.
+    assert torch.equal(out.losses.total, of_free.losses.total)
+    routed = layer.router(x)
+    kept = capacity(Routing(*routed[:2]), router_logits=routed.router_logits)
+    torch.testing.assert_close(out.y, expected(layer, x, kept))
+
+
+def test_side_inputs_reach_the_router() -> None:
+    table = balanced_table(torch.arange(20, 0, -1), E)
+    layer = MoE(H, INTERMEDIATE, E, 1, router=Router(ConstantLogits(E), HashSelection(table, E)))
+    tokens = torch.randint(20, (4, 6))
+    out = layer(torch.randn(4, 6, H), token_ids=tokens, return_metrics=True)
+    assert torch.equal(out.metrics.counts, torch.bincount(table[tokens].flatten().long(), minlength=E))
+    layer = MoE(H, INTERMEDIATE, E, K, router=ROUTERS["expert_choice"]())
+    out = layer(torch.randn(4, 6, H), num_sequences=4, return_metrics=True)
+    assert out.metrics.counts.tolist() == [4] * E
+
+
+def test_masked_tokens_reach_nobody() -> None:
+    mask = torch.rand(4, 6) > 0.3
+    layer = MoE(H, INTERMEDIATE, E, K, router=ROUTERS["expert_choice"]())
+    y = layer(torch.randn(4, 6, H), token_mask=mask)
+    assert (y[~mask] == 0).all()
+
+
+def test_jitter_of_all_reaches_the_experts() -> None:
+    router = Router(LinearLogits(H, E), TopK(E, E), jitter=Jitter(0.3, scope="all"))
+    layer = MoE(H, INTERMEDIATE, E, E, router=router)
+    x = torch.randn(T, H)
+    torch.manual_seed(3)
+    y = layer(x)
+    torch.manual_seed(3)
+    jittered = router.jitter(x)
+    torch.testing.assert_close(y, layer.eval()(jittered))
+    assert not torch.allclose(y, layer(x))
+
+
+def test_bias_of_a_router() -> None:
+    layer = MoE(H, INTERMEDIATE, E, K, router=ROUTERS["deepseek_v3"](), aux_loss_free=True)
+    layer(torch.randn(T, H))
+    counts = layer.expert_counts.clone()
+    update_expert_biases(layer, rate=0.5)
+    assert torch.equal(layer.router.expert_bias, 0.5 * (counts.float().mean() - counts).sign())
+    with pytest.raises(ValueError, match="expert_bias"):
+        MoE(H, INTERMEDIATE, E, K, router=ROUTERS["mixtral"](), aux_loss_free=True)
+
+
+@pytest.mark.parametrize("options", [{}, {"score": "sigmoid"}, {"load_balancing_convention": "per_token"}], ids=str)
+def test_losses_from_sums_are_the_losses_from_logits(options: dict[str, Any]) -> None:
+    """Without a mask the router forms the sums that the losses need; a mask of all tokens goes the long way."""
+    torch.manual_seed(0)
+    layer = MoE(H, INTERMEDIATE, E, K, load_balancing_coef=0.3, z_loss_coef=0.2, **options).double()
+    x = torch.randn(T, H, dtype=torch.float64)
+    gradients = []
+    for mask in (None, torch.ones(T, dtype=torch.bool)):
+        losses = layer(x, return_losses=True, token_mask=mask).losses
+        gradients.append((losses, *torch.autograd.grad(losses.total, layer.router.weight)))
+    for by_sums, by_logits in zip(gradients[0], gradients[1], strict=True):
+        torch.testing.assert_close(by_sums, by_logits)
