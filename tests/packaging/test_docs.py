@@ -16,6 +16,7 @@ DOCUMENTS = [
     "docs/design.md",
     "docs/features.md",
     "docs/performance.md",
+    "docs/routing.md",
 ]
 
 
@@ -45,6 +46,55 @@ def test_readme_code_runs() -> None:
     assert isinstance(logits, torch.Tensor)
     assert logits.shape == (2, 10, 128)
     assert logits.isfinite().all()
+
+
+def routing_names() -> dict[str, object]:
+    """What the lines of docs/routing.md take as given."""
+    from moe_ext import losses, nn, routing
+
+    torch.manual_seed(0)
+    hidden, inter, num_experts, num_tokens = 64, 32, 8, 48
+    given: dict[str, object] = {name: getattr(routing, name) for name in routing.__all__}
+    return given | {
+        "torch": torch, "moe_ext": moe_ext, "nn": nn, "losses": losses, "P": routing.published,
+        "H": hidden, "I": inter, "E": num_experts, "K": 2, "T": num_tokens, "B": 4, "D": 4, "vocabulary": 100,
+        "x": torch.randn(num_tokens, hidden), "embedding": torch.randn(num_tokens, hidden),
+        "tokens": torch.randint(100, (num_tokens,)), "tasks": torch.randint(3, (num_tokens,)),
+        "frequencies": torch.arange(100, 0, -1), "reward": torch.randn(num_tokens),
+        "places": torch.arange(num_tokens),
+        "logits_of_one_pass": torch.randn(5, 100), "logits_of_another": torch.randn(5, 100),
+        "w_gate_up": torch.randn(num_experts, 2 * inter, hidden), "w_down": torch.randn(num_experts, hidden, inter),
+    }  # fmt: skip
+
+
+def routing_rows() -> list[tuple[str, list[str]]]:
+    rows = re.findall(r"^\| ([^|]+) \| (`.*`) \|$", read("docs/routing.md"), flags=re.MULTILINE)
+    return [(name, re.findall(r"`([^`]+)`", lines)) for name, lines in rows]
+
+
+def test_code_of_the_routing_page_runs() -> None:
+    names: dict[str, object] = {}
+    for example in blocks(read("docs/routing.md"), "python"):
+        exec(example, names)
+    assert isinstance(names["y"], torch.Tensor)
+    assert len(routing_rows()) > 40
+
+
+@pytest.mark.parametrize(("paper", "lines"), routing_rows(), ids=lambda value: value if isinstance(value, str) else "")
+def test_lines_of_the_routing_page_run(paper: str, lines: list[str]) -> None:
+    names = routing_names()
+    for number, line in enumerate(lines):
+        exec(line, names)
+        calls_it = any(later.startswith("w, ids, z = ") for later in lines[number + 1 :])
+        if line.startswith("router = ") and not calls_it:
+            exec("w, ids, z = router(x)", names)
+        if line.startswith("capacity = "):
+            exec("w, ids = capacity(moe_ext.Routing(w, ids), router_logits=z)", names)
+        if line.startswith("layer = "):
+            exec("w = layer(x)", names)
+    for name in ("w", "loss", "y"):
+        value = names.get(name)
+        assert value is None or (isinstance(value, torch.Tensor) and value.isfinite().all()), f"{paper}: {name}"
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
