@@ -96,12 +96,26 @@ def test_weights_are_the_softmax_and_so_is_their_gradient(make: Any) -> None:
 
 
 @pytest.mark.parametrize("make", MODULES)
-def test_compiles_as_one_graph(make: Any) -> None:
-    module = Router(LinearLogits(8, 4), make(group_size=6, max_experts_per_token=3))
-    x = torch.randn(12, 8)
+def test_compiles_as_one_graph_for_any_length(make: Any) -> None:
+    module = Router(LinearLogits(8, 4), make(max_experts_per_token=3))
+    torch._dynamo.reset()
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager", dynamic=True)
+    for position, num_tokens in enumerate((12, 30)):
+        x = torch.randn(num_tokens, 8)
+        with torch._dynamo.config.patch(error_on_recompile=position > 0):
+            torch.testing.assert_close(tuple(compiled(x)), tuple(module(x)))
+
+
+def test_compiles_with_running_thresholds() -> None:
+    module, plain = (ExpertChoice(4, group_size=6, inference="threshold") for _ in range(2))
+    logits = torch.randn(12, 4)
     torch._dynamo.reset()
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(tuple(compiled(x)), tuple(module(x)))
+    for _ in range(2):
+        torch.testing.assert_close(tuple(compiled(logits)), tuple(plain(logits)))
+    torch.testing.assert_close(module.threshold, plain.threshold)
+    compiled.eval(), plain.eval()
+    torch.testing.assert_close(tuple(compiled(logits)), tuple(plain(logits)))
 
 
 @pytest.mark.parametrize("make", MODULES)
@@ -197,6 +211,10 @@ def test_counting_by_merging_is_counting(seed: int, num_groups: int, size: int) 
     before = torch.ones(size, size).tril(-1).bool()
     expected = ((keys[:, None] >= keys[:, :, None]) & before[None, :, :, None]).sum(2)
     assert torch.equal(count_earlier_at_least(keys), expected)
+
+
+def test_counting_is_an_op() -> None:
+    torch.library.opcheck(count_earlier_at_least, (torch.randn(2, 5, 3),))
 
 
 def test_causal_choice_by_hand() -> None:

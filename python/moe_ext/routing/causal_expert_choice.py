@@ -70,6 +70,8 @@ class CausalExpertChoice(nn.Module):
         )
 
 
+# An op of its own: the number of its steps depends on n, and a compiled model would be tied to one length.
+@torch.library.custom_op("moe_ext_routing::count_earlier_at_least", mutates_args=())
 def count_earlier_at_least(keys: Tensor) -> Tensor:
     """[G, n, E] -> for each key, how many of the same column come before it in n and are no smaller. No NaN.
 
@@ -87,3 +89,8 @@ def count_earlier_at_least(keys: Tensor) -> Tensor:
         smaller = torch.searchsorted(left, pairs[..., 1, :].contiguous())
         counts.view_as(pairs)[..., 1, :] += half - smaller
     return counts[..., :size].mT.contiguous()
+
+
+@count_earlier_at_least.register_fake
+def _count_earlier_at_least_fake(keys: Tensor) -> Tensor:
+    return keys.new_empty(keys.shape, dtype=torch.int64)
