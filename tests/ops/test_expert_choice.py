@@ -102,6 +102,8 @@ def test_masked_tokens_are_never_chosen(backend: Backend) -> None:
 
 @given(st.integers(0, 1000))
 def test_a_permutation_of_the_tokens_permutes_the_choice(backend: Backend, seed: int) -> None:
+    if not backend.takes(seed):
+        return
     generator = torch.Generator().manual_seed(seed)
     scores, order = torch.rand(40, 6, generator=generator), torch.randperm(40, generator=generator)
     token_ids, topk_ids = moe_ext.expert_choice(backend.put(scores), 11)

@@ -61,7 +61,7 @@ class Sinkhorn {
 
     for (int64_t i = 0; i < p_.max_iterations; ++i) {
       for_chunks([&](int64_t chunk, int64_t begin, int64_t end) { add_columns(chunk, begin, end); });
-      if (update(target) <= p_.tolerance) break;
+      if (update(target) <= static_cast<A>(p_.tolerance)) break;
     }
     for_chunks([&](int64_t, int64_t begin, int64_t end) { scale(begin, end); });
     return Status::kOk;
@@ -111,19 +111,19 @@ class Sinkhorn {
   }
 
   // The new v; returns by how much it differs. The u of the last pass stays in force until scale forms it again.
-  double update(A target) {
+  A update(A target) {
     A* sums = partials_;
     for (int64_t c = 1; c < chunks_; ++c) {
       const A* part = partials_ + c * p_.num_experts;
       for (int64_t e = 0; e < p_.num_experts; ++e) sums[e] += part[e];
     }
-    double change = 0;
+    A change = 0;
     for (int64_t e = 0; e < p_.num_experts; ++e) {
       const A next = target / std::max(sums[e], A(kLeastSum));
-      change += std::abs(static_cast<double>(next) - static_cast<double>(v_[e])) / static_cast<double>(v_[e]);
+      change += std::abs(next - v_[e]) / v_[e];
       v_[e] = next;
     }
-    return change / static_cast<double>(p_.num_experts);
+    return change / static_cast<A>(p_.num_experts);
   }
 
   void scale(int64_t begin, int64_t end) const {

@@ -97,7 +97,7 @@ __global__ void __launch_bounds__(kMostWarps * 32) exponentiate_kernel(const Sin
 // Fills v, a vector of shared memory, for `iteration`. Returns whether it is the last one.
 template <class A>
 __device__ bool form_v(const SinkhornParams& p, const Plan<A>& plan, int64_t iteration, A* v) {
-  __shared__ double changes[kMostWarps];
+  __shared__ A changes[kMostWarps];
   const int64_t experts = p.num_experts;
   if (iteration == 0) {
     for (int64_t e = threadIdx.x; e < experts; e += blockDim.x) {
@@ -113,12 +113,12 @@ __device__ bool form_v(const SinkhornParams& p, const Plan<A>& plan, int64_t ite
   const A target = rows / static_cast<A>(experts);
   const A* sums = plan.sums + (iteration - 1) % 2 * plan.chunks * experts;
   const A* before = plan.v + (iteration - 1) % 2 * experts;
-  double change = 0;
+  A change = 0;
   for (int64_t e = threadIdx.x; e < experts; e += blockDim.x) {
     A sum = 0;
     for (int64_t c = 0; c < plan.chunks; ++c) sum += sums[c * experts + e];
     v[e] = target / fmax(sum, A(1e-30));
-    change += static_cast<double>(magnitude(v[e] - before[e])) / static_cast<double>(before[e]);
+    change += magnitude(v[e] - before[e]) / before[e];
     if (blockIdx.x == 0) plan.v[iteration % 2 * experts + e] = v[e];
   }
   change = warp_sum(change);
@@ -126,7 +126,7 @@ __device__ bool form_v(const SinkhornParams& p, const Plan<A>& plan, int64_t ite
   __syncthreads();
   change = 0;
   for (int w = 0; w < static_cast<int>(blockDim.x) / 32; ++w) change += changes[w];
-  const bool last = change / static_cast<double>(experts) <= p.tolerance;
+  const bool last = change / static_cast<A>(experts) <= static_cast<A>(p.tolerance);
   if (blockIdx.x == 0 && threadIdx.x == 0 && iteration < p.max_iterations) {
     plan.done[iteration + 1] = last ? static_cast<int32_t>(iteration) : kGoesOn;
   }
