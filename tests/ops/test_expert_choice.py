@@ -62,11 +62,22 @@ def test_many_tokens(backend: Backend, torch_threads: int, num_tokens: int, num_
     check(backend, torch.randn(num_tokens, num_experts), capacity)
 
 
-@pytest.mark.parametrize("order", ["rising", "falling", "equal"])
-def test_orders_that_fill_every_list(backend: Backend, order: str) -> None:
-    scores = torch.arange(700.0)[:, None].repeat(1, 2)
-    scores = {"rising": scores, "falling": -scores, "equal": torch.zeros(700, 2)}[order]
-    check(backend, scores, 9)
+@pytest.mark.parametrize("order", ["rising", "falling", "equal", "every eighth", "nan"])
+@pytest.mark.parametrize("num_tokens", [700, 2048])
+def test_orders_that_defeat_guesses_of_a_threshold(backend: Backend, num_tokens: int, order: str) -> None:
+    """Lists that fill again and again, and samples that say nothing about the rest."""
+    tokens = torch.arange(float(num_tokens))
+    column = {
+        "rising": tokens,
+        "falling": -tokens,
+        "equal": torch.zeros(num_tokens),
+        "every eighth": torch.where(tokens % 8 == 0, 9000 - tokens, tokens),
+        "nan": torch.where(tokens % 3 == 0, NAN, tokens),
+    }[order]
+    scores = torch.stack([column, -column, torch.randn(num_tokens)], dim=1)
+    for capacity in (9, num_tokens // 7, num_tokens // 3):
+        check(backend, scores, capacity)
+    check(backend, scores, num_tokens // 7, token_mask=tokens % 8 != 0)
 
 
 @given(data=st.data())

@@ -1,10 +1,13 @@
 // The best tokens of each expert, without a sort of its column. Columns are read sixteen at a time, row by row, so that
 // every access is to whole cache lines. Each column keeps a list of what exceeds its threshold; a full list is cut down
 // to the best `capacity`, the last of which is the new threshold. Most rows then exceed no threshold and cost one
-// comparison of a vector. Where there are fewer columns than threads, rows are cut too, and what their parts kept is
-// merged: the order of tokens is total, so any cut gives the same.
+// comparison of a vector. The first threshold is guessed from a sample; a column where that was too high is read again.
+// Where there are fewer columns than threads, rows are cut too, and what their parts kept is merged: the order of
+// tokens is total, so any cut gives the same.
 #include <algorithm>
 #include <atomic>
+#include <bit>
+#include <cmath>
 #include <cstring>
 #include <functional>
 
@@ -44,13 +47,60 @@ class Lists {
     for (int64_t c = 0; c < kColumns; ++c) limits_[c] = -kInfinity<A>;
   }
 
+  void run(int64_t begin, int64_t end, int64_t first_column) {
+    const bool guessed = guess(begin, end, first_column);
+    scan(begin, end, first_column);
+    if (!guessed) return;
+    bool again = false;
+    for (int64_t c = 0; c < kColumns && first_column + c < p_.num_experts; ++c) {
+      const bool too_few = counts_[c] < p_.capacity;
+      again |= too_few;
+      limits_[c] = too_few ? -kInfinity<A> : kInfinity<A>;
+      skips_[c] = !too_few;
+      if (too_few) counts_[c] = 0;
+    }
+    if (again) scan(begin, end, first_column);
+  }
+
+  // What a column kept, at most `capacity` entries in any order.
+  Entry<A>* kept(int64_t column, int64_t* count) {
+    if (counts_[column] > p_.capacity) cut(column);
+    *count = counts_[column];
+    return memory_ + column * room_;
+  }
+
+ private:
+  bool takes_part(int64_t token) const { return p_.token_mask == nullptr || p_.token_mask[token] != 0; }
+
+  // Thresholds that a little more than `capacity` scores will probably exceed. False: there are none.
+  bool guess(int64_t begin, int64_t end, int64_t first_column) {
+    constexpr int64_t kMinRows = 1024, kSample = 256;
+    if (end - begin < kMinRows || p_.capacity > (end - begin) / 4) return false;
+    int64_t tokens[kSample], size = 0;
+    for (int64_t i = 0; i < kSample; ++i) {
+      const int64_t t = begin + (end - begin) * i / kSample;
+      if (takes_part(t)) tokens[size++] = t;
+    }
+    const double expected = static_cast<double>(p_.capacity) * kSample / static_cast<double>(end - begin);
+    const int64_t place = static_cast<int64_t>(expected + 3 * std::sqrt(expected) + 3);
+    if (place >= size) return false;
+    for (int64_t c = 0; c < kColumns && first_column + c < p_.num_experts; ++c) {
+      const A* scores = static_cast<const A*>(p_.scores) + first_column + c;
+      decltype(assigning::rank(A(0))) keys[kSample];
+      for (int64_t i = 0; i < size; ++i) keys[i] = assigning::rank(scores[tokens[i] * p_.scores_stride]);
+      std::nth_element(keys, keys + place, keys + size, std::greater<>());
+      limits_[c] = assigning::value_of(keys[place]);
+    }
+    return true;
+  }
+
   void scan(int64_t begin, int64_t end, int64_t first_column) {
     const int64_t columns = std::min(kColumns, p_.num_experts - first_column);
     for (int64_t c = columns; c < kColumns; ++c) limits_[c] = kInfinity<A>;
     const A* scores = static_cast<const A*>(p_.scores) + first_column;
     A row[kColumns] = {};
     for (int64_t t = begin; t < end; ++t) {
-      if (p_.token_mask != nullptr && p_.token_mask[t] == 0) continue;
+      if (!takes_part(t)) continue;
       const A* source = scores + t * p_.scores_stride;
       if (columns == kColumns) {
         std::memcpy(row, source, sizeof(row));
@@ -73,15 +123,8 @@ class Lists {
     }
   }
 
-  // What a column kept, at most `capacity` entries in any order.
-  Entry<A>* kept(int64_t column, int64_t* count) {
-    if (counts_[column] > p_.capacity) cut(column);
-    *count = counts_[column];
-    return memory_ + column * room_;
-  }
-
- private:
   void add(int64_t column, A score, int64_t token) {
+    if (skips_[column]) return;  // NaN gets past every limit
     if (counts_[column] == room_) {
       cut(column);
       // Of equals, NaN among them, the tokens already there come first.
@@ -101,6 +144,7 @@ class Lists {
   const int64_t room_;
   Entry<A>* memory_;
   int64_t counts_[kColumns] = {};
+  bool skips_[kColumns] = {};  // has what it needs
   A limits_[kColumns];
 };
 
@@ -138,8 +182,8 @@ Status choose(const ExpertChoiceParams& p, const Parallel& parallel) {
     }
     Lists<A> lists(p, cut.room, static_cast<Entry<A>*>(memory));
     const int64_t first = group * p.group_size;
-    lists.scan(first + p.group_size * range / cut.ranges, first + p.group_size * (range + 1) / cut.ranges,
-               block * kColumns);
+    lists.run(first + p.group_size * range / cut.ranges, first + p.group_size * (range + 1) / cut.ranges,
+              block * kColumns);
     for (int64_t c = 0; c < kColumns && block * kColumns + c < p.num_experts; ++c) {
       int64_t count = 0;
       Entry<A>* list = lists.kept(c, &count);
