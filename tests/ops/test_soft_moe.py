@@ -176,3 +176,14 @@ def test_compiled_and_transformed() -> None:
         torch.testing.assert_close(one, other)
     mapped = torch.func.vmap(both)(x.unsqueeze(1), logits.unsqueeze(1))
     torch.testing.assert_close(mapped.sum(), both(x, logits))
+
+
+def test_compiled_code_keeps_no_softmax() -> None:
+    x, logits = (tensor.requires_grad_() for tensor in inputs(moe_ext.soft_dispatch, torch.float32))
+
+    @torch.compile(fullgraph=True)
+    def both(x: Tensor, logits: Tensor) -> Tensor:
+        return moe_ext.soft_combine(moe_ext.soft_dispatch(x, logits), logits)
+
+    kept = both(x, logits).grad_fn.saved_tensors  # type: ignore[union-attr]
+    assert {tensor.data_ptr() for tensor in kept if tensor.shape == logits.shape} == {logits.data_ptr()}
