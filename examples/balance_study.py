@@ -92,7 +92,7 @@ def layer_of(method: str, args: argparse.Namespace) -> Callable[[ModelConfig], M
         sizes = (config.hidden, config.intermediate, config.experts, config.top_k)
         if method == "expert-choice":
             logits = LinearLogits(config.hidden, config.experts, bias=True)
-            layer = MoE(*sizes, router=Router(logits, ExpertChoice(config.experts, config.top_k)))
+            layer = MoE(*sizes, router=Router(logits, ExpertChoice(config.experts, capacity_factor=config.top_k)))
         else:
             layer = MoE(
                 *sizes,
