@@ -1,11 +1,8 @@
 """One function per op, in the order of the data: route, permute, gather_rows, grouped_gemm, combine; fused_experts.
 
-slot_positions and expert_histogram say who gets a place at an expert.
-
-fused_experts_int8 is fused_experts with weights in int8.
-fused_experts_int8 is fused_experts with weights in int8; expert_choice, auction and sinkhorn are other ways to route.
-route_top_p is route with a number of experts that varies, fused_experts_int8 is fused_experts with weights in int8,
-soft_dispatch and soft_combine are the mixing of Soft MoE, and noise makes the random numbers of routers.
+route_top_p is route with a number of experts that varies; expert_choice, auction and sinkhorn are other ways to route;
+slot_positions and expert_histogram say who gets a place at an expert. fused_experts_int8 is fused_experts with weights
+in int8, soft_dispatch and soft_combine are the mixing of Soft MoE, and noise makes the random numbers of routers.
 
 Importing this package registers the fake kernels, derivatives and autocast rules of ``torch.ops.moe_ext.*``. It is
 imported by ``moe_ext`` itself, before anything can trace an op.
