@@ -1,8 +1,8 @@
 // noise: a counter-based generator and three distributions. Contract: moe/noise.h.
 //
-// Blocks are worked on in groups, as vectors: each step of the generator is a loop over the group. The arithmetic is
-// repeated operation by operation in csrc/cuda/noise/distributions.cuh. Nothing here is contracted, so the bits are the
-// same. Coefficients of sine and cosine: minimax fits as in math.h.
+// Blocks are worked on in groups, one block to a lane. The arithmetic is repeated operation by operation in
+// csrc/cuda/noise/distributions.cuh. Nothing here is contracted, so the bits are the same. Coefficients of sine and
+// cosine: minimax fits as in math.h.
 #pragma once
 
 #include "cpu/vectorized/math.h"
@@ -67,45 +67,47 @@ MOE_INLINE Direction direction(uint32_t word) {
           float_of(static_cast<int32_t>(static_cast<uint32_t>(bits_of(sine)) ^ sine_sign))};
 }
 
-// words[i] of blocks first, first + 1, ...
+// words[i] of blocks first, first + 1, ... The rounds are unrolled, so that the loop over blocks is the one that
+// vectorises.
 MOE_INLINE void philox(uint64_t seed, uint64_t first, uint32_t (&words)[kNoiseBlock][kGroup]) {
-  uint32_t key0 = static_cast<uint32_t>(seed), key1 = static_cast<uint32_t>(seed >> 32);
   for (int i = 0; i < kGroup; ++i) {
     const uint64_t block = first + static_cast<uint64_t>(i);
-    words[0][i] = static_cast<uint32_t>(block);
-    words[1][i] = static_cast<uint32_t>(block >> 32);
-    words[2][i] = 0;
-    words[3][i] = 0;
-  }
-  for (int round = 0; round < 10; ++round) {
-    for (int i = 0; i < kGroup; ++i) {
-      const uint64_t a = uint64_t{0xD2511F53u} * words[0][i], b = uint64_t{0xCD9E8D57u} * words[2][i];
-      words[0][i] = static_cast<uint32_t>(b >> 32) ^ words[1][i] ^ key0;
-      words[1][i] = static_cast<uint32_t>(b);
-      words[2][i] = static_cast<uint32_t>(a >> 32) ^ words[3][i] ^ key1;
-      words[3][i] = static_cast<uint32_t>(a);
+    uint32_t w0 = static_cast<uint32_t>(block), w1 = static_cast<uint32_t>(block >> 32), w2 = 0, w3 = 0;
+    uint32_t key0 = static_cast<uint32_t>(seed), key1 = static_cast<uint32_t>(seed >> 32);
+#pragma GCC unroll 10
+    for (int round = 0; round < 10; ++round) {
+      const uint32_t a = w0, b = w2;
+      w0 = static_cast<uint32_t>((uint64_t{0xCD9E8D57u} * b) >> 32) ^ w1 ^ key0;
+      w1 = 0xCD9E8D57u * b;
+      w2 = static_cast<uint32_t>((uint64_t{0xD2511F53u} * a) >> 32) ^ w3 ^ key1;
+      w3 = 0xD2511F53u * a;
+      key0 += 0x9E3779B9u;
+      key1 += 0xBB67AE85u;
     }
-    key0 += 0x9E3779B9u;
-    key1 += 0xBB67AE85u;
+    words[0][i] = w0;
+    words[1][i] = w1;
+    words[2][i] = w2;
+    words[3][i] = w3;
   }
 }
 
+// The numbers of kGroup blocks in their order. All words of a block in one pass: its stores are then whole vectors.
 template <NoiseKind kKind>
-MOE_INLINE void distribute(const uint32_t (&words)[kNoiseBlock][kGroup], float (&values)[kNoiseBlock][kGroup]) {
-  if constexpr (kKind == NoiseKind::kNormal) {
-    for (int j = 0; j < kNoiseBlock; j += 2) {
-      for (int i = 0; i < kGroup; ++i) {
-        const float r = radius(words[j][i]);
-        const Direction d = direction(words[j + 1][i]);
-        values[j][i] = r * d.cosine;
-        values[j + 1][i] = r * d.sine;
-      }
-    }
-  } else {
-    for (int j = 0; j < kNoiseBlock; ++j) {
-      for (int i = 0; i < kGroup; ++i) {
-        values[j][i] = kKind == NoiseKind::kUniform ? uniform(words[j][i]) : gumbel(words[j][i]);
-      }
+MOE_INLINE void distribute(const uint32_t (&words)[kNoiseBlock][kGroup], float* __restrict out) {
+  for (int i = 0; i < kGroup; ++i) {
+    float* block = out + i * kNoiseBlock;
+    if constexpr (kKind == NoiseKind::kNormal) {
+      const float r0 = radius(words[0][i]), r1 = radius(words[2][i]);
+      const Direction d0 = direction(words[1][i]), d1 = direction(words[3][i]);
+      block[0] = r0 * d0.cosine;
+      block[1] = r0 * d0.sine;
+      block[2] = r1 * d1.cosine;
+      block[3] = r1 * d1.sine;
+    } else {
+      block[0] = kKind == NoiseKind::kUniform ? uniform(words[0][i]) : gumbel(words[0][i]);
+      block[1] = kKind == NoiseKind::kUniform ? uniform(words[1][i]) : gumbel(words[1][i]);
+      block[2] = kKind == NoiseKind::kUniform ? uniform(words[2][i]) : gumbel(words[2][i]);
+      block[3] = kKind == NoiseKind::kUniform ? uniform(words[3][i]) : gumbel(words[3][i]);
     }
   }
 }
@@ -113,22 +115,18 @@ MOE_INLINE void distribute(const uint32_t (&words)[kNoiseBlock][kGroup], float (
 template <NoiseKind kKind>
 static void fill(const NoiseParams& p, int64_t begin, int64_t end) {
   const uint64_t seed = static_cast<uint64_t>(*p.seed);
+  const int64_t last = end * kNoiseBlock < p.count ? end * kNoiseBlock : p.count;
   for (int64_t group = begin; group < end; group += kGroup) {
     uint32_t words[kNoiseBlock][kGroup];
-    float values[kNoiseBlock][kGroup];
     philox(seed, static_cast<uint64_t>(group), words);
-    distribute<kKind>(words, values);
-    float* out = p.out + group * kNoiseBlock;
-    if (group + kGroup <= end && (group + kGroup) * kNoiseBlock <= p.count) {
-      for (int i = 0; i < kGroup; ++i) {
-        for (int j = 0; j < kNoiseBlock; ++j) out[i * kNoiseBlock + j] = values[j][i];
-      }
+    const int64_t first = group * kNoiseBlock;
+    if (first + kGroup * kNoiseBlock <= last) {
+      distribute<kKind>(words, p.out + first);
       continue;
     }
-    const int64_t last = end * kNoiseBlock < p.count ? end * kNoiseBlock : p.count;
-    for (int64_t n = 0; n < last - group * kNoiseBlock && n < kGroup * kNoiseBlock; ++n) {
-      out[n] = values[n % kNoiseBlock][n / kNoiseBlock];
-    }
+    float values[kGroup * kNoiseBlock];
+    distribute<kKind>(words, values);
+    for (int64_t n = first; n < last; ++n) p.out[n] = values[n - first];
   }
 }
 
