@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_ext.nn.activations import is_gated
+from moe_ext.nn.hidden_dropout import experts_with_dropout
 from moe_ext.nn.init import init_weight
 from moe_ext.nn.quantized_experts import QuantizedExperts
 from moe_ext.ops import PackedExperts, fused_experts, quantize_experts
@@ -27,6 +28,8 @@ class Experts(nn.Module):
         alpha, limit: of clamped_swiglu.
         interleaved, transposed: layout of the weights, see above.
         apply_weights, save, workspace_limit, deterministic: as in `moe_ext.fused_experts`.
+        dropout: share of the hidden values that become 0 while training (Switch Transformer, arXiv:2101.03961, section
+            2.4: 0.4 when fine-tuning). Not fused: it costs a copy of the rows, and `save` means nothing then.
         init_std: standard deviation of a normal initialisation; None for that of `nn.Linear`, expert by expert.
         dtype, device: of the parameters.
     """
@@ -50,6 +53,7 @@ class Experts(nn.Module):
         save: Literal["preact", "fp8", "none"] = "preact",
         workspace_limit: int | None = None,
         deterministic: bool = False,
+        dropout: float = 0.0,
         init_std: float | None = None,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
@@ -57,6 +61,8 @@ class Experts(nn.Module):
         super().__init__()
         if interleaved and not is_gated(activation):
             raise ValueError(f"Experts: interleaved=True needs an activation with a gate, got {activation!r}")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"Experts: dropout must be in [0, 1), got {dropout}")
         self.hidden_size = hidden_size
         self.intermediate_size = intermediate_size
         self.num_experts = num_experts
@@ -69,6 +75,7 @@ class Experts(nn.Module):
         self.save = save
         self.workspace_limit = workspace_limit
         self.deterministic = deterministic
+        self.dropout = dropout
         self.init_std = init_std
         self._packs = False
         self._packed: PackedExperts | None = None
@@ -113,6 +120,9 @@ class Experts(nn.Module):
 
         `max_rows`: upper bound of the slots that are no sentinels, see `moe_ext.fused_experts`.
         """
+        if self.training and self.dropout > 0:
+            tokens = x.reshape(-1, self.hidden_size)
+            return experts_with_dropout(self, tokens, topk_weights, topk_ids, self.dropout).reshape(x.shape)
         y = fused_experts(
             x.reshape(-1, self.hidden_size),
             self.w_gate_up,

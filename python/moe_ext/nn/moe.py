@@ -71,7 +71,7 @@ class MoE(nn.Module):
             `max_rows(num_tokens, ...)`, what that returns bounds the number of slots that name an expert.
         capacity: a module (Routing, router_logits=...) -> Routing, or None for no limit.
         activation, bias, alpha, limit, apply_weights, save, workspace_limit, deterministic: of the experts, see
-            `Experts`. The shared expert uses the same activation and bias.
+            `Experts`. expert_dropout: their `dropout`. The shared expert uses the same activation and bias.
         score, softmax_after, num_groups, topk_groups, group_top, group_fill, renormalize, eps, scale, nonfinite,
             jitter: of the router, see `TopKRouter` and `moe_ext.route`. `scale` multiplies the routed weights.
         router_bias: a trained bias of the router's logits.
@@ -113,6 +113,7 @@ class MoE(nn.Module):
         save: Literal["preact", "fp8", "none"] = "preact",
         workspace_limit: int | None = None,
         deterministic: bool = False,
+        expert_dropout: float = 0.0,
         score: Literal["softmax", "sigmoid", "sqrtsoftplus", "none"] = "softmax",
         softmax_after: bool = False,
         num_groups: int = 1,
@@ -200,6 +201,7 @@ class MoE(nn.Module):
             save=save,
             workspace_limit=workspace_limit,
             deterministic=deterministic,
+            dropout=expert_dropout,
             **ffn,
         )
         self.shared_expert: SharedExpert | None = None
