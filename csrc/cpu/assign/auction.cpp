@@ -78,21 +78,30 @@ class Auction {
   }
 
   Offer<A> offer_of(int64_t token) const {
-    const A* scores = scores_.data() + token * p_.num_experts;
-    A best = -kInfinity<A>, second = -kInfinity<A>;
-    int64_t expert = 0;
-    for (int64_t e = 0; e < p_.num_experts; ++e) {
-      const A value = scores[e] - prices_[e];
-      if (value > best) {
-        second = best;
-        best = value;
-        expert = e;
-      } else if (value > second) {
-        second = value;
-      }
+    constexpr int64_t kLanes = 16;
+    const A* __restrict scores = scores_.data() + token * p_.num_experts;
+    const A* __restrict prices = prices_.data();
+    A bests[kLanes], seconds[kLanes];
+    std::fill(bests, bests + kLanes, -kInfinity<A>);
+    std::fill(seconds, seconds + kLanes, -kInfinity<A>);
+    int64_t e = 0;
+    for (; e + kLanes <= p_.num_experts; e += kLanes) {
+      for (int64_t l = 0; l < kLanes; ++l) add(scores[e + l] - prices[e + l], bests[l], seconds[l]);
     }
-    if (p_.num_experts == 1) second = best;
+    for (; e < p_.num_experts; ++e) add(scores[e] - prices[e], bests[0], seconds[0]);
+    for (int64_t l = 1; l < kLanes; ++l) {
+      seconds[0] = std::max(seconds[0], seconds[l]);
+      add(bests[l], bests[0], seconds[0]);
+    }
+    int64_t expert = 0;
+    while (expert + 1 < p_.num_experts && scores[expert] - prices[expert] != bests[0]) ++expert;
+    const A second = p_.num_experts == 1 ? bests[0] : seconds[0];
     return {static_cast<int32_t>(expert), (scores[expert] - second) + epsilon_};
+  }
+
+  static void add(A value, A& best, A& second) {
+    second = std::max(second, std::min(best, value));
+    best = std::max(best, value);
   }
 
   // Offers become holders, the worst holders of a full expert wait for the next round.
@@ -102,7 +111,9 @@ class Auction {
     const auto places = static_cast<std::ptrdiff_t>(places_);
     for (int64_t e = 0; e < p_.num_experts; ++e) {
       std::vector<Entry<A>>& holders = holders_[e];
-      if (static_cast<int64_t>(holders.size()) < places_) continue;
+      const int64_t size = static_cast<int64_t>(holders.size());
+      // One that had a price before is full, and without a new offer remains as it is.
+      if (size < places_ || (size == places_ && prices_[e] > 0)) continue;
       std::nth_element(holders.begin(), holders.begin() + places - 1, holders.end(), std::greater<>());
       for (auto holder = holders.begin() + places; holder != holders.end(); ++holder) {
         waiting_.push_back(holder->token());
