@@ -171,7 +171,7 @@ def plot(runs: dict[str, Run], path: Path) -> None:
     loss.set(xlabel="training step", ylabel="bits per byte", title="Loss (expert-choice sees the future)")
     violation.set(xlabel="training step", ylabel="MaxVio", title="Load of the busiest expert, above an even share")
     violation.set_ylim(bottom=0)
-    violation.legend(frameon=False)
+    violation.legend(frameon=False, loc="center right")
     panels = bottom.subplots(1, len(runs), sharey=True, squeeze=False)[0]
     for axes, (method, run) in zip(panels, runs.items(), strict=True):
         load = torch.tensor(run.load, dtype=torch.float64).sum(0)

@@ -3,8 +3,8 @@
 //
 //   C[i,j] = sum over k of A[i,k] * B[k,j]      accumulated in float32 (float64 for float64 data) in one fixed order
 //
-// The order of the sum over k depends on k, and where a job allows it on how many rows its expert has, so results do not
-// change with the number of threads or the way work is cut into jobs.
+// The order of the sum over k depends on k, and where a job allows it on how many rows its expert has, so results do
+// not change with the number of threads or the way work is cut into jobs.
 #pragma once
 
 #include <cstdint>

@@ -65,7 +65,7 @@ def samples(dtype: torch.dtype = torch.float32) -> list[Sample]:
     gather = torch.randint(NUM_TOKENS, (NUM_ROWS,), generator=generator, dtype=torch.int32)
     accumulator = torch.randn(NUM_EXPERTS, INTERMEDIATE_SIZE, HIDDEN_SIZE, generator=generator).to(weights_dtype)
 
-    token_mask = torch.arange(48).view(3, 16) % 5 > 0
+    slot_mask = torch.arange(48).view(3, 16) % 5 > 0
 
     plain = (logits, TOP_K, "softmax", False, None, 1, 1, 1, "-inf", False, 1e-20, 1.0, "propagate")
     grouped = (logits, TOP_K, "sigmoid", False, bias, 5, 3, 2, "0", True, 1e-20, 2.5, "sanitize")
@@ -97,7 +97,7 @@ def samples(dtype: torch.dtype = torch.float32) -> list[Sample]:
         Sample("noise", "normal", (torch.tensor([7]), [NUM_TOKENS, 3], "normal")),
         Sample("noise", "uniform", (torch.tensor([-7]), [5], "uniform")),
         Sample("soft_dispatch", "plain", (x.view(2, 3, HIDDEN_SIZE), logits.view(2, 3, NUM_EXPERTS), None)),
-        Sample("soft_combine", "masked", (grad_y.view(3, 2, -1), rows.view(3, 16, 2)[..., :2], token_mask)),
+        Sample("soft_combine", "masked", (grad_y.view(3, 2, -1), rows.view(3, 16, 2)[..., :2], slot_mask)),
         Sample("permute", "int32", (ids, NUM_EXPERTS)),
         Sample("permute", "capacity", (ids, NUM_EXPERTS, 2, "choice")),
         Sample("permute", "int64", (ids.long(), NUM_EXPERTS)),
