@@ -6,28 +6,13 @@ zero times NaN would reach the gradient.
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from moe_ext.ops import _checks
+from moe_ext.ops._precision import wide
 
 SCORES = ("softmax", "sigmoid", "sqrtsoftplus")
-
-
-def no_autocast(device_type: str) -> AbstractContextManager[Any]:
-    """A region in which autocast is off: it would do matrix products in half precision."""
-    # torch.autocast refuses devices without autocast, among them meta.
-    if torch.amp.is_autocast_available(device_type):
-        return torch.autocast(device_type, enabled=False)
-    return nullcontext()
-
-
-def wide(x: Tensor) -> Tensor:
-    """x in the dtype that losses compute in: float32, or float64 for float64 x."""
-    return x if x.dtype == torch.float64 else x.float()
 
 
 def checked_logits(function: str, value: Tensor, name: str = "router_logits") -> Tensor:

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from moe_ext.losses._inputs import no_autocast
+from moe_ext.ops._precision import no_autocast
 
 
 def per_sequence(x: Tensor, num_sequences: int) -> Tensor:

@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from moe_ext.losses._inputs import checked_ids, checked_logits, checked_mask, wide, without
+from moe_ext.losses._inputs import checked_ids, checked_logits, checked_mask, without
 from moe_ext.losses._reductions import count_over_group, group_size, sum_over_group
 from moe_ext.losses.coefficient_of_variation import squared_coefficient_of_variation
 from moe_ext.losses.counts import expert_counts
 from moe_ext.ops import _checks
+from moe_ext.ops._precision import wide
 
 
 class AccumulatedRouting:

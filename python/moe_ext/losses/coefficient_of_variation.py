@@ -6,16 +6,10 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from moe_ext.losses._inputs import (
-    check_sequences,
-    checked_ids,
-    checked_logits,
-    checked_mask,
-    wide,
-    without,
-)
+from moe_ext.losses._inputs import check_sequences, checked_ids, checked_logits, checked_mask, without
 from moe_ext.losses._reductions import count_over_group, mean_over_sequences, per_sequence, sum_over_group
 from moe_ext.ops import _checks
+from moe_ext.ops._precision import wide
 
 
 def squared_coefficient_of_variation(x: Tensor, *, correction: int = 0) -> Tensor:

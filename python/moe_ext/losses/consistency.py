@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from moe_ext.losses._inputs import wide
 from moe_ext.ops import _checks
+from moe_ext.ops._precision import wide
 
 Reduction = Literal["sum", "mean"]
 

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moe_ext.losses._inputs import checked_mask, no_autocast, wide
+from moe_ext.losses._inputs import checked_mask
 from moe_ext.ops import _checks
+from moe_ext.ops._precision import no_autocast, wide
 
 Form = Literal["infonce", "ratio"]
 

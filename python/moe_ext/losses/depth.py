@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moe_ext.losses._inputs import wide
 from moe_ext.ops import _checks
+from moe_ext.ops._precision import wide
 
 
 def token_selection_loss(logits: Tensor, selected: Tensor, *, token_mask: Tensor | None = None) -> Tensor:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from moe_ext.losses._inputs import checked_logits, checked_mask, wide
+from moe_ext.losses._inputs import checked_logits, checked_mask
 from moe_ext.ops import _checks
+from moe_ext.ops._precision import wide
 
 
 def cooperative_loss(

@@ -6,10 +6,11 @@ from typing import Literal
 
 from torch import Tensor
 
-from moe_ext.losses._inputs import check_sequences, checked_logits, checked_mask, wide, without
+from moe_ext.losses._inputs import check_sequences, checked_logits, checked_mask, without
 from moe_ext.losses._reductions import per_sequence
 from moe_ext.losses.coefficient_of_variation import squared_coefficient_of_variation
 from moe_ext.ops import _checks
+from moe_ext.ops._precision import wide
 
 Form = Literal["paper", "code"]
 

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from moe_ext.losses._inputs import SCORES, checked_logits, checked_mask, probabilities, wide, without
+from moe_ext.losses._inputs import SCORES, checked_logits, checked_mask, probabilities, without
 from moe_ext.losses._reductions import per_label, sum_over_group
 from moe_ext.ops import _checks
+from moe_ext.ops._precision import wide
 
 
 def mutual_information_loss(joint: Tensor, *, eps: float = 0.0, group: ProcessGroup | None = None) -> Tensor:

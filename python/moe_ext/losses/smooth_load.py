@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from moe_ext.losses._inputs import check_sequences, checked_logits, checked_mask, wide, without
+from moe_ext.losses._inputs import check_sequences, checked_logits, checked_mask, without
 from moe_ext.losses._reductions import per_sequence
 from moe_ext.losses.coefficient_of_variation import mean_squared_variation
 from moe_ext.ops import _checks, route
+from moe_ext.ops._precision import wide
 
 
 def selection_probability(

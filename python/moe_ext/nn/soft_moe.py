@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from moe_ext.nn.experts import Experts
 from moe_ext.ops import soft_combine, soft_dispatch
-from moe_ext.routing._precision import Float32Module, no_autocast, wide
+from moe_ext.ops._precision import no_autocast, wide
+from moe_ext.routing._precision import Float32Module
 from moe_ext.routing._random import draw_seed, random
 
 

@@ -1,24 +1,9 @@
 """Routers stay in float32 whatever surrounds them (Switch Transformer, arXiv:2101.03961, "selective precision")."""
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-
-def no_autocast(device_type: str) -> AbstractContextManager[Any]:
-    """A region in which autocast is off."""
-    # torch.autocast refuses devices without autocast, among them meta.
-    if torch.amp.is_autocast_available(device_type):
-        return torch.autocast(device_type, enabled=False)
-    return nullcontext()
-
-
-def wide(x: Tensor) -> Tensor:
-    """x in the dtype that routers compute in: float32, or float64 for float64 x."""
-    return x if x.dtype == torch.float64 else x.float()
 
 
 class Float32Module(nn.Module):

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from moe_ext.ops import auction, route
+from moe_ext.ops._precision import no_autocast, wide
 from moe_ext.ops.types import Routing
-from moe_ext.routing._precision import no_autocast, wide
 
 
 class Balanced(nn.Module):

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from moe_ext.ops import _checks
+from moe_ext.ops._precision import wide
 from moe_ext.ops.types import Routing
 from moe_ext.routing._arguments import Routed, check_routing
-from moe_ext.routing._precision import wide
 from moe_ext.routing.capacity_rules import RULES, Rule, dynamic_capacity, make_rule
 from moe_ext.routing.dropping import EPS, ORDERS, Order, limit_capacity
 from moe_ext.routing.rerouting import reroute_overflow

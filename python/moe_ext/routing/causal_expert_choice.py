@@ -4,8 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from moe_ext.ops._precision import no_autocast
 from moe_ext.ops.types import Routing
-from moe_ext.routing._precision import no_autocast
 from moe_ext.routing.expert_choice import check_options, count_groups, masked_scores, route_among
 
 

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from moe_ext.ops import _checks, route
+from moe_ext.ops._precision import no_autocast, wide
 from moe_ext.ops.types import Routing
-from moe_ext.routing._precision import Float32Module, no_autocast, wide
+from moe_ext.routing._precision import Float32Module
 from moe_ext.routing._random import draw_seed, random
 from moe_ext.routing._slots import fill_slots
 

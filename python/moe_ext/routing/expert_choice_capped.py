@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from moe_ext.ops import expert_choice
+from moe_ext.ops._precision import no_autocast
 from moe_ext.ops.types import Routing
-from moe_ext.routing._precision import no_autocast
 from moe_ext.routing.expert_choice import (
     check_options,
     count_groups,

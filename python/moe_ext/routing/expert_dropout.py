@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from moe_ext.ops import _checks, route
+from moe_ext.ops._precision import wide
 from moe_ext.ops.types import Routing
 from moe_ext.routing._arguments import Routed, check_routing, normalized
-from moe_ext.routing._precision import wide
 from moe_ext.routing._random import draw_seed, random
 from moe_ext.routing.dropping import EPS, keep_slots
 

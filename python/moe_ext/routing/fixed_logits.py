@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_ext.ops import _checks
-from moe_ext.routing._precision import wide
+from moe_ext.ops._precision import wide
 from moe_ext.routing._random import draw_seed, random
 
 

@@ -5,7 +5,7 @@ from typing import Literal
 from torch import Tensor
 
 from moe_ext.ops import _checks
-from moe_ext.routing._precision import no_autocast, wide
+from moe_ext.ops._precision import no_autocast, wide
 
 
 def normalize_rows(rows: Tensor, *, to: Literal["norm", "rms"] = "norm", eps: float = 1e-6) -> Tensor:

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from moe_ext.routing._precision import no_autocast
+from moe_ext.ops._precision import no_autocast
 from moe_ext.routing.router import Router, RouterOutput
 
 

@@ -4,7 +4,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from moe_ext.routing._precision import no_autocast, wide
+from moe_ext.ops._precision import no_autocast, wide
 from moe_ext.routing._random import draw_seed, random
 
 JitterScope = Literal["router", "all"]

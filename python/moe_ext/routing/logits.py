@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moe_ext.routing._precision import Float32Module, no_autocast, wide
+from moe_ext.ops._precision import no_autocast, wide
+from moe_ext.routing._precision import Float32Module
 
 
 class LinearLogits(Float32Module):

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from moe_ext.ops import _checks
-from moe_ext.routing._precision import Float32Module, no_autocast, wide
+from moe_ext.ops._precision import no_autocast, wide
+from moe_ext.routing._precision import Float32Module
 
 
 class LSHBuckets(Float32Module):

@@ -5,7 +5,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from moe_ext.routing._precision import no_autocast, wide
+from moe_ext.ops._precision import no_autocast, wide
 from moe_ext.routing._random import Kind, draw_seed, random
 
 

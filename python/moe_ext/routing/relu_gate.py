@@ -5,8 +5,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moe_ext.ops import _checks
+from moe_ext.ops._precision import wide
 from moe_ext.ops.types import Routing
-from moe_ext.routing._precision import Float32Module, wide
+from moe_ext.routing._precision import Float32Module
 from moe_ext.routing._slots import fill_slots
 
 

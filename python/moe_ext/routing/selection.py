@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from moe_ext.ops import route
+from moe_ext.ops._precision import no_autocast, wide
 from moe_ext.ops.types import Routing
-from moe_ext.routing._precision import Float32Module, no_autocast, wide
+from moe_ext.routing._precision import Float32Module
 
 
 class TopK(Float32Module):

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from moe_ext.routing._precision import no_autocast, wide
+from moe_ext.ops._precision import no_autocast, wide
 from moe_ext.routing.expert_bias import UpdateMode
 from moe_ext.routing.router import Router, RouterOutput
 

@@ -5,7 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moe_ext.ops import _checks
-from moe_ext.routing._precision import Float32Module, no_autocast, wide
+from moe_ext.ops._precision import no_autocast, wide
+from moe_ext.routing._precision import Float32Module
 
 
 class TokenGraphSmoothing(Float32Module):

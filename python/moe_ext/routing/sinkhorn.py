@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from moe_ext.ops import route, sinkhorn
+from moe_ext.ops._precision import no_autocast, wide
 from moe_ext.ops.types import Routing
-from moe_ext.routing._precision import no_autocast, wide
 from moe_ext.routing.balanced import sigmoid_at
 from moe_ext.routing.expert_choice import weights_at
 

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from moe_ext.ops import _checks, route
+from moe_ext.ops._precision import no_autocast, wide
 from moe_ext.ops.types import Routing
-from moe_ext.routing._precision import Float32Module, no_autocast, wide
+from moe_ext.routing._precision import Float32Module
 
 
 def soft_topk(logits: Tensor, k: float, *, temperature: float | Tensor = 1.0) -> Tensor:

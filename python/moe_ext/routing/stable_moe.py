@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from moe_ext.ops import _checks, route
-from moe_ext.routing._precision import Float32Module, no_autocast, wide
+from moe_ext.ops._precision import no_autocast, wide
+from moe_ext.routing._precision import Float32Module
 from moe_ext.routing._side_inputs import checked_ids
 from moe_ext.routing.router import RouterOutput
 

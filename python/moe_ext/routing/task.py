@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moe_ext.ops import combine, gather_rows, grouped_gemm, permute
+from moe_ext.ops._precision import no_autocast, wide
 from moe_ext.ops.types import Routing
-from moe_ext.routing._precision import Float32Module, no_autocast, wide
+from moe_ext.routing._precision import Float32Module
 
 
 class TaskLogits(Float32Module):

@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from moe_ext.ops import _checks
+from moe_ext.ops._precision import no_autocast, wide
 from moe_ext.ops.types import Routing
-from moe_ext.routing._precision import Float32Module, no_autocast, wide
+from moe_ext.routing._precision import Float32Module
 from moe_ext.routing._slots import fill_slots
 
 Score = Literal["sigmoid", "softmax", "relu", "none"]

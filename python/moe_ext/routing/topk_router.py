@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moe_ext.ops import RoutingWithStatistics, route, route_with_statistics
-from moe_ext.routing._precision import Float32Module, no_autocast
+from moe_ext.ops._precision import no_autocast
+from moe_ext.routing._precision import Float32Module
 from moe_ext.routing.expert_bias import UpdateMode, update_expert_bias
 from moe_ext.routing.router import RouterOutput
 

@@ -6,8 +6,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from moe_ext.ops._precision import no_autocast, wide
 from moe_ext.ops.types import Routing
-from moe_ext.routing._precision import no_autocast, wide
 
 Score = Literal["softmax", "softmax_after", "sigmoid", "sqrtsoftplus", "relu", "none", "one"]
 SCORES: tuple[Score, ...] = ("softmax", "softmax_after", "sigmoid", "sqrtsoftplus", "relu", "none", "one")

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moe_ext.ops import _checks
-from moe_ext.routing._precision import no_autocast, wide
+from moe_ext.ops._precision import no_autocast, wide
 
 
 class ZeroComputationExperts(nn.Module):
