@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from moe_ext import reference
+from moe_ext.losses import load_balancing_loss
 from moe_ext.nn import MoE, update_expert_biases
 from moe_ext.ops.types import Routing
 from moe_ext.routing import (
@@ -159,3 +160,19 @@ def test_losses_from_sums_are_the_losses_from_logits(options: dict[str, Any]) ->
         gradients.append((losses, *torch.autograd.grad(losses.total, layer.router.weight)))
     for by_sums, by_logits in zip(gradients[0], gradients[1], strict=True):
         torch.testing.assert_close(by_sums, by_logits)
+
+
+def test_losses_go_by_the_scores_of_the_router() -> None:
+    torch.manual_seed(0)
+    router = published.deepseek_v3(H, E, K, num_groups=4, topk_groups=2)
+    layer = MoE(H, INTERMEDIATE, E, K, router=router, load_balancing_coef=1.0).double()
+    x = torch.randn(T, H, dtype=torch.float64)
+    _, ids, logits = router(x)
+    expected = load_balancing_loss(logits, ids, score="sigmoid")
+    torch.testing.assert_close(layer(x, return_losses=True).losses.load_balancing, expected)
+
+
+def test_a_router_that_takes_no_side_inputs_says_so() -> None:
+    layer = MoE(H, INTERMEDIATE, E, K, load_balancing_coef=0.1)
+    with pytest.raises(TypeError, match="token_ids"):
+        layer(torch.randn(T, H), token_ids=torch.zeros(T, dtype=torch.int64))

@@ -246,7 +246,8 @@ class MoE(nn.Module):
             x = jitter_input(x)
         adds_losses = self._adds_losses() and not return_losses
         statistics = None
-        if (return_losses or adds_losses) and token_mask is None and self._losses_are_sums():
+        plain = token_mask is None and not route_inputs
+        if (return_losses or adds_losses) and plain and self._losses_are_sums():
             routed, statistics = self.router(x.reshape(-1, self.hidden_size), statistics=True)
         else:
             routed = self._route(x, token_mask, route_inputs)
@@ -276,9 +277,7 @@ class MoE(nn.Module):
             return y
         metrics = None
         if return_metrics:
-            metrics = routing_metrics(
-                router_logits, topk_ids, topk_weights, score=getattr(self.router, "score", "softmax")
-            )
+            metrics = routing_metrics(router_logits, topk_ids, topk_weights, score=self._probability_score())
         return MoEOutput(y, losses, metrics)
 
     def _route(self, x: Tensor, token_mask: Tensor | None, inputs: dict[str, Any]) -> RouterOutput:
@@ -343,7 +342,7 @@ class MoE(nn.Module):
 
     def _probability_score(self) -> Any:
         score = getattr(self.router, "score", "softmax")
-        return "softmax" if score == "none" else score
+        return score if score in ("sigmoid", "sqrtsoftplus") else "softmax"
 
     @torch.no_grad()
     def update_expert_bias(

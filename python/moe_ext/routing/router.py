@@ -103,6 +103,16 @@ class Router(nn.Module):
         return None if bound is None else bound(num_tokens, **side)
 
     @property
+    def score(self) -> str:
+        """How the selection turns logits into scores, "softmax" if it does not say: what losses and metrics go by."""
+        return getattr(self.selection, "score", "softmax")
+
+    @property
+    def nonfinite(self) -> str:
+        """What the selection does with logits that are not finite; "propagate" if it does not say."""
+        return getattr(self.selection, "nonfinite", "propagate")
+
+    @property
     def expert_bias(self) -> Tensor | None:
         """The selection's [E] buffer, or None if it has none; see `moe_ext.routing.TopK`."""
         return getattr(self.selection, "expert_bias", None)

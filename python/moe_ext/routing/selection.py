@@ -59,6 +59,7 @@ class TopK(Float32Module):
             raise ValueError(f"TopK: top_k must be in 1..num_experts={num_experts}, got {top_k}")
         self.num_experts = num_experts
         self.top_k = top_k
+        self.score = score
         self.nonfinite = nonfinite
         self.options: dict[str, Any] = {
             "score": score,
