@@ -15,7 +15,8 @@ struct CombineExtras {
   int64_t others_stride = 0;
   void* dots = nullptr;  // [T,K], float (double for float64 rows)
   bool accumulate_dots = false;
-  // sums[t,k] = sum over j of partials[slot_to_row[t,k], j] in order of j, 0 for slots without a row; null: not wanted.
+  // sums[t,k] = sum over j of partials[slot_to_row[t,k], j] in order of j, 0 for slots without a row, or with one at or
+  // past expert_offsets[num_experts]; null: not wanted.
   const void* partials = nullptr;  // [R, num_partials], float (double for float64 rows)
   int64_t num_partials = 0;
   void* sums = nullptr;  // [T,K]
@@ -23,7 +24,7 @@ struct CombineExtras {
   const void* bias = nullptr;  // [E,H] in the dtype of rows
   int64_t bias_expert_stride = 0, bias_stride = 0;
   int64_t others_size = 0;
-  const int32_t* expert_offsets = nullptr;  // with bias
+  const int32_t* expert_offsets = nullptr;  // with sums
   int64_t num_experts = 0;
 };
 

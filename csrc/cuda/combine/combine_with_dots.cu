@@ -168,11 +168,14 @@ __global__ void __launch_bounds__(kDotThreads, kAligned ? 4 : 1)
         add_bias_dots<T, kAligned>(x, others, shared.rows, count, dots);
         __syncthreads();
       }
+      // Rows of no expert have no partial sums, and slots that name one are no business of backward's.
+      const int64_t num_valid = x.expert_offsets[x.num_experts];
 #pragma unroll 1
       for (int i = thread / 32; i < count; i += kDotWarps) {
         const int64_t row = shared.rows[i];
         A sum = 0;
-        if (row >= 0) sum = sum_in_order(static_cast<const A*>(x.partials) + row * x.num_partials, x.num_partials);
+        if (row >= 0 && row < num_valid)
+          sum = sum_in_order(static_cast<const A*>(x.partials) + row * x.num_partials, x.num_partials);
         if (x.bias != nullptr) sum += dots.total(i);
         if (thread % 32 == 0) static_cast<A*>(x.sums)[first_slot + i] = sum;
       }
@@ -191,8 +194,9 @@ Outcome combine(const CombineParams& p, const CombineExtras& x, Stream stream) {
 
 Outcome combine_with_dots(const CombineParams& p, const CombineExtras& x, Stream stream) {
   const bool has_bias = x.sums != nullptr && x.bias != nullptr;
+  if (x.sums != nullptr && x.expert_offsets == nullptr) return {Status::kInvalidArgument};
   if (x.num_partials < 0 || x.num_experts < 0 || x.others_size < 0) return {Status::kInvalidArgument};
-  if (has_bias && (x.expert_offsets == nullptr || x.num_experts == 0)) return {Status::kInvalidArgument};
+  if (has_bias && x.num_experts == 0) return {Status::kInvalidArgument};
   const bool aligned =
       is_vectorisable(p.dtype, p.rows, p.rows_stride, p.hidden_size) &&
       is_vectorisable(p.dtype, p.out, p.out_stride, p.hidden_size) &&
