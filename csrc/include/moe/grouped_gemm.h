@@ -28,7 +28,7 @@ struct GroupedGemmParams {
   const void* bias;  // or null
   int64_t bias_expert_stride, bias_stride;
   void* out;
-  int64_t out_stride;  // unit stride over n
+  int64_t out_stride;           // unit stride over n
   bool batch_invariant = true;  // on the CPU: a row of out does not depend on how many rows its expert has
 };
 
