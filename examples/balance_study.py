@@ -1,6 +1,6 @@
 """What keeps experts busy: trains one small language model five times, from a router that has collapsed.
 
-    python examples/balance_study.py                     # text that comes with Python, about ten minutes on two cores
+    python examples/balance_study.py                     # text that comes with Python, about four minutes on two cores
     python examples/balance_study.py --steps 60          # a quick look
 
 Every run starts from the same weights and sees the same bytes. In each MoE layer the router begins with a large bias

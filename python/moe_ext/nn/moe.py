@@ -18,7 +18,7 @@ from moe_ext.losses import (
 from moe_ext.nn.experts import Experts
 from moe_ext.nn.metrics import RoutingMetrics, routing_metrics
 from moe_ext.nn.shared_expert import SharedExpert
-from moe_ext.ops import RoutingWithStatistics, route
+from moe_ext.ops import RoutingWithStatistics
 from moe_ext.ops.types import Routing
 from moe_ext.routing import Router, RouterOutput, TopKRouter
 
@@ -324,13 +324,12 @@ class MoE(nn.Module):
         counted = (topk_ids >= 0).any(dim=1)
         if getattr(self.router, "nonfinite", "propagate") == "sanitize":
             counted = counted & (router_logits < float("inf")).all(dim=1)
-        if self.load_balancing_counts == "unbiased":
-            topk_ids = route(router_logits.detach(), self.top_k, score="none").topk_ids
         balance = load_balancing_loss(
             router_logits,
             topk_ids,
             score=self._probability_score(),
             convention=self.load_balancing_convention,
+            count="unbiased" if self.load_balancing_counts == "unbiased" else "slots",
             num_sequences=max(math.prod(shape[:-2]), 1) if self.load_balancing_scope == "sequence" else 1,
             token_mask=counted,
         )
