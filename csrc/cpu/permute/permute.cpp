@@ -1,6 +1,6 @@
-// A counting sort in two passes over the ids. Slots are cut into ranges; each range counts its experts, a prefix sum
-// over (expert, range) says where each range's rows of each expert begin, and each range writes its own. Rows come out
-// in the order of (expert, slot) however many ranges there are.
+// A counting sort in two passes over the ids. Slots are cut into ranges; each range ranks its slots within their
+// experts, a prefix sum over (expert, range) says where each range's rows of each expert begin, and each range writes
+// its own. Rows come out in the order of (expert, slot) however many ranges there are.
 //
 // With a capacity an expert's rows end early, and slots whose row would lie past them get none. That keeps the first
 // slots; when whole choices come first, the slots that stay are marked before the sort.
@@ -28,15 +28,18 @@ std::unique_ptr<int32_t[]> zeros(int64_t count) {
   return std::unique_ptr<int32_t[]>(new (std::nothrow) int32_t[static_cast<size_t>(count)]());
 }
 
+// Each slot's rank among the slots of its expert, to slot_to_row; sentinels get none.
 template <class Id>
-void count(const Slots<Id>& slots, int64_t begin, int64_t end, int32_t* counts) {
+void rank(const Slots<Id>& slots, int64_t begin, int64_t end, int32_t* __restrict counts,
+          int32_t* __restrict slot_to_row) {
   for (int64_t slot = begin; slot < end; ++slot) {
-    if (slots.has_expert(slot)) ++counts[slots.ids[slot]];
+    if (slots.has_expert(slot)) slot_to_row[slot] = counts[slots.ids[slot]]++;
   }
 }
 
+// Ranks become rows. No slot waits for the one before it here, which is why ranks are found first.
 template <bool kLimited, class Id>
-void place(const Slots<Id>& slots, int64_t begin, int64_t end, int32_t* __restrict next_row,
+void place(const Slots<Id>& slots, int64_t begin, int64_t end, const int32_t* __restrict first_row,
            const PermuteParams& params) {
   const int32_t* __restrict offsets = params.expert_offsets;
   int32_t* __restrict row_to_slot = params.row_to_slot;
@@ -45,7 +48,7 @@ void place(const Slots<Id>& slots, int64_t begin, int64_t end, int32_t* __restri
     int32_t row = -1;
     if (slots.has_expert(slot)) {
       const int64_t expert = static_cast<int64_t>(slots.ids[slot]);
-      row = next_row[expert]++;
+      row = first_row[expert] + slot_to_row[slot];
       if (!kLimited || row < offsets[expert + 1]) {
         row_to_slot[row] = static_cast<int32_t>(slot);
       } else {
@@ -65,13 +68,13 @@ Status sort_slots(const Slots<Id>& slots, const PermuteParams& params, const Par
   ranges = ranges > parallel.num_threads ? parallel.num_threads : ranges;
   ranges = ranges < 1 ? 1 : ranges;
 
-  // [ranges, num_experts]: counts, then the next row of each expert in each range.
+  // [ranges, num_experts]: counts, then the first row of each expert in each range.
   const std::unique_ptr<int32_t[]> counters = zeros(ranges * num_experts);
   if (counters == nullptr) return Status::kUnsupported;
   const auto begin_of = [&](int64_t range) { return num_slots * range / ranges; };
 
   parallel.for_each(ranges, [&](int64_t range) {
-    count(slots, begin_of(range), begin_of(range + 1), counters.get() + range * num_experts);
+    rank(slots, begin_of(range), begin_of(range + 1), counters.get() + range * num_experts, params.slot_to_row);
   });
   int64_t end = 0;
   for (int64_t e = 0; e < num_experts; ++e) {
@@ -88,20 +91,20 @@ Status sort_slots(const Slots<Id>& slots, const PermuteParams& params, const Par
   }
   params.expert_offsets[num_experts] = static_cast<int32_t>(end);
   parallel.for_each(ranges, [&](int64_t range) {
-    int32_t* next_row = counters.get() + range * num_experts;
+    const int32_t* first_row = counters.get() + range * num_experts;
     if (params.capacity < 0) {
-      place<false>(slots, begin_of(range), begin_of(range + 1), next_row, params);
+      place<false>(slots, begin_of(range), begin_of(range + 1), first_row, params);
     } else {
-      place<true>(slots, begin_of(range), begin_of(range + 1), next_row, params);
+      place<true>(slots, begin_of(range), begin_of(range + 1), first_row, params);
     }
   });
   for (int64_t r = end; r < num_slots; ++r) params.row_to_slot[r] = -1;
   return Status::kOk;
 }
 
-// Writes each slot's expert to slot_to_row, -1 for sentinels and for slots that come too late in the order of choices.
+// Each slot's expert; -1 for sentinels and for slots that come too late in the order of choices.
 template <class Id>
-Status keep_first_choices(const Slots<Id>& slots, const PermuteParams& params) {
+Status keep_first_choices(const Slots<Id>& slots, const PermuteParams& params, int32_t* kept_ids) {
   const std::unique_ptr<int32_t[]> kept = zeros(params.num_experts);
   if (kept == nullptr) return Status::kUnsupported;
   for (int64_t k = 0; k < params.top_k; ++k) {
@@ -110,7 +113,7 @@ Status keep_first_choices(const Slots<Id>& slots, const PermuteParams& params) {
       if (slots.has_expert(slot)) expert = static_cast<int32_t>(slots.ids[slot]);
       if (expert >= 0 && kept[expert] >= params.capacity) expert = -1;
       if (expert >= 0) ++kept[expert];
-      params.slot_to_row[slot] = expert;
+      kept_ids[slot] = expert;
     }
   }
   return Status::kOk;
@@ -121,9 +124,11 @@ Status permute_ids(const PermuteParams& params, const Parallel& parallel) {
   const uint64_t num_experts = static_cast<uint64_t>(params.num_experts);
   const Slots<Id> slots = {static_cast<const Id*>(params.topk_ids), num_experts};
   if (params.capacity < 0 || params.drop_order == DropOrder::kToken) return sort_slots(slots, params, parallel);
-  const Status marked = keep_first_choices(slots, params);
+  const std::unique_ptr<int32_t[]> kept_ids = zeros(params.num_tokens * params.top_k);
+  if (kept_ids == nullptr) return Status::kUnsupported;
+  const Status marked = keep_first_choices(slots, params, kept_ids.get());
   if (marked != Status::kOk) return marked;
-  return sort_slots(Slots<int32_t>{params.slot_to_row, num_experts}, params, parallel);
+  return sort_slots(Slots<int32_t>{kept_ids.get(), num_experts}, params, parallel);
 }
 
 }  // namespace
