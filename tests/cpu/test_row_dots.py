@@ -1,4 +1,4 @@
-"""Experts of very few rows in float32, where a sum's order may go by how many there are."""
+"""Experts of very few rows, where a sum's order may go by how many there are."""
 
 import pytest
 import torch
@@ -47,6 +47,26 @@ def test_sums_of_integers_are_exact(isa, counts, hidden_size, intermediate_size,
         y = moe_ext.fused_experts(**tensors, **options)
     wide = {name: t.double() if t.is_floating_point() else t for name, t in tensors.items()}
     assert torch.equal(y.double(), reference.fused_experts(**wide, **options))
+
+
+@pytest.mark.parametrize("isa", _C.cpu_isas_available())
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@given(
+    counts=st.lists(st.integers(0, 6), min_size=1, max_size=5).filter(any),
+    hidden_size=st.sampled_from(SIZES),
+    intermediate_size=st.sampled_from(SIZES),
+    transposed=st.booleans(),
+)
+def test_integers_of_16_bits_have_the_sums_of_any_order(isa, dtype, counts, hidden_size, intermediate_size, transposed):
+    tensors = _experts(counts, hidden_size, intermediate_size, gated=True)
+    tensors = {name: t if name.startswith("topk") else t.to(dtype) for name, t in tensors.items()}
+    if transposed:
+        tensors |= {name: tensors[name].mT.contiguous() for name in ("w_gate_up", "w_down")}
+    options = {"activation": "reglu", "transposed": transposed}
+    with pinned(isa):
+        y = moe_ext.fused_experts(**tensors, **options)
+        expected = moe_ext.fused_experts(**tensors, **options, deterministic=True)
+    assert_same_bits(y, expected, "y")
 
 
 @pytest.mark.parametrize("isa", _C.cpu_isas_available())

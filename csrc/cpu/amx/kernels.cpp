@@ -14,10 +14,13 @@ namespace moe::cpu {
 const KernelTable& amx_kernels() {
   using namespace amx;
   using Double = FloatEngine<NativeVector<double>, 2, 4, 16>;
-  static constexpr GemmKernel split_float = split_gemm_kernel<float, 3>();
-  using Dots = FloatEngine<Avx512Vector, 8, 2, SplitEngine<3>::kGroup>;
-  static constexpr KernelTable table = kernel_table(with_row_dots<Dots, split_float>(), gemm_kernel<bf16, AmxEngine>(),
-                                                    split_gemm_kernel<fp16, 2>(), gemm_kernel<double, Double>());
+  static constexpr GemmKernel of_float = split_gemm_kernel<float, 3>(), of_fp16 = split_gemm_kernel<fp16, 2>();
+  using FloatDots = FloatEngine<Avx512Vector, 8, 2, SplitEngine<3>::kGroup>;
+  using Fp16Dots = FloatEngine<Avx512Vector, 8, 2, SplitEngine<2>::kGroup>;
+  // Few rows of bfloat16 take tiles: they read memory as fast, and need nothing widened.
+  static constexpr KernelTable table =
+      kernel_table(with_row_dots<float, FloatDots, of_float>(), gemm_kernel<bf16, AmxEngine>(),
+                   with_row_dots<fp16, Fp16Dots, of_fp16>(), gemm_kernel<double, Double>());
   return table;
 }
 

@@ -16,6 +16,13 @@ struct Avx2Vector {
   Avx2Vector() = default;
   explicit Avx2Vector(__m256 v) : value(v) {}
   static Avx2Vector load(const float* from) { return Avx2Vector(_mm256_loadu_ps(from)); }
+  static Avx2Vector load(const bf16* from) {
+    const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+    return Avx2Vector(_mm256_castsi256_ps(_mm256_slli_epi32(wide, 16)));
+  }
+  static Avx2Vector load(const fp16* from) {
+    return Avx2Vector(_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+  }
   static Avx2Vector load_sum(const float* from) { return load(from); }
   static Avx2Vector broadcast(const float* from) { return Avx2Vector(_mm256_broadcast_ss(from)); }
   void multiply_add(const Avx2Vector& a, const Avx2Vector& b) { value = _mm256_fmadd_ps(a.value, b.value, value); }

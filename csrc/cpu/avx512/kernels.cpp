@@ -4,7 +4,6 @@
 #include "cpu/avx512/stream.h"
 #include "cpu/avx512/vector.h"
 #include "cpu/portable/vector.h"
-#include "cpu/vectorized/few_rows.h"
 #include "cpu/vectorized/row_dots.h"
 #include "cpu/vectorized/table.h"
 
@@ -14,9 +13,8 @@ const KernelTable& avx512_kernels() {
   using namespace avx512;
   using Float = FloatEngine<Avx512Vector, 8, 3, 48>;
   using Double = FloatEngine<NativeVector<double>, 2, 4, 16>;
-  static constexpr GemmKernel of_floats = float_gemm_kernel<float, Float>();
-  static constexpr KernelTable table = kernel_table(with_row_dots<Float, of_floats>(), float_gemm_kernel<bf16, Float>(),
-                                                    float_gemm_kernel<fp16, Float>(), gemm_kernel<double, Double>());
+  static constexpr KernelTable table = kernel_table(few_rows_kernel<float, Float>(), few_rows_kernel<bf16, Float>(),
+                                                    few_rows_kernel<fp16, Float>(), gemm_kernel<double, Double>());
   return table;
 }
 

@@ -16,6 +16,13 @@ struct Avx512Vector {
   Avx512Vector() = default;
   explicit Avx512Vector(__m512 v) : value(v) {}
   static Avx512Vector load(const float* from) { return Avx512Vector(_mm512_loadu_ps(from)); }
+  static Avx512Vector load(const bf16* from) {
+    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)));
+    return Avx512Vector(_mm512_castsi512_ps(_mm512_slli_epi32(wide, 16)));
+  }
+  static Avx512Vector load(const fp16* from) {
+    return Avx512Vector(_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(from))));
+  }
   static Avx512Vector load_sum(const float* from) { return load(from); }
   static Avx512Vector broadcast(const float* from) { return Avx512Vector(_mm512_set1_ps(*from)); }
   void multiply_add(const Avx512Vector& a, const Avx512Vector& b) { value = _mm512_fmadd_ps(a.value, b.value, value); }

@@ -15,9 +15,10 @@ const KernelTable& avx512bf16_kernels() {
   using Float = FloatEngine<Avx512Vector, 8, 3, 48>;
   using Bf16 = PairEngine<Bf16PairVector, 8, 3>;
   using Double = FloatEngine<NativeVector<double>, 2, 4, 16>;
-  static constexpr GemmKernel of_floats = float_gemm_kernel<float, Float>();
-  static constexpr KernelTable table = kernel_table(with_row_dots<Float, of_floats>(), gemm_kernel<bf16, Bf16>(),
-                                                    float_gemm_kernel<fp16, Float>(), gemm_kernel<double, Double>());
+  static constexpr GemmKernel of_pairs = gemm_kernel<bf16, Bf16>();
+  static constexpr KernelTable table =
+      kernel_table(few_rows_kernel<float, Float>(), with_row_dots<bf16, Float, of_pairs>(),
+                   few_rows_kernel<fp16, Float>(), gemm_kernel<double, Double>());
   return table;
 }
 

@@ -6,14 +6,15 @@
 // the other loops: only for jobs that may let it depend on how many rows their expert has.
 #pragma once
 
+#include "cpu/vectorized/few_rows.h"
 #include "cpu/vectorized/gemm_driver.h"
 
 namespace moe::cpu::MOE_ISA {
 
-// For an Engine of float32.
-template <class Engine>
-class RowDots : public GemmDriver<float, Engine> {
-  using Base = GemmDriver<float, Engine>;
+// For weights of T, which a FloatEngine of float32 widens.
+template <class T, class Engine>
+class RowDots : public GemmDriver<T, Engine> {
+  using Base = GemmDriver<T, Engine>;
   using Vector = typename Engine::VectorType;
   using Base::job_, Base::plan_, Base::b_, Base::halves_, Base::c_, Base::left;
 
@@ -49,10 +50,11 @@ class RowDots : public GemmDriver<float, Engine> {
  private:
   static constexpr int64_t kMostRows = 4;
   static constexpr int64_t kStreams = 8;  // rows of the weight that are read side by side
-  static constexpr int64_t kAhead = 512 / sizeof(float);
-  static constexpr int64_t kRun = 512;  // of k: stays in the L1 cache while the rows pass by, two at a time
+  static constexpr int64_t kAhead = 512 / sizeof(T);
+  static constexpr int64_t kRun = 512;  // of k: stays in the L1 cache while the rows pass by, some at a time
   static constexpr int64_t kWidth = Vector::kWidth;
-  static constexpr int64_t kLine = 64 / sizeof(float);
+  static constexpr int kRowsAtOnce = kWidth == 16 ? 2 : 1;  // whose sums the registers hold
+  static constexpr int64_t kLine = 64 / sizeof(T);
   static_assert(Engine::kGroup % kStreams == 0 && kRun % kLine == 0);
 
   // Sums of one row of A and all streams, lane by lane.
@@ -60,29 +62,29 @@ class RowDots : public GemmDriver<float, Engine> {
     float lanes[kStreams][kWidth];
   };
 
-  const float* address(int64_t column, int64_t half) const { return b_.at(column, 0) + half * job_.pair_offset; }
+  const T* address(int64_t column, int64_t half) const { return b_.at(column, 0) + half * job_.pair_offset; }
 
   void multiply_along_k(int64_t column, int64_t count, int64_t half, float* c) {
-    const float* streams[kStreams];
+    const T* streams[kStreams];
     // A stream that is not there reads another once more.
     for (int64_t s = 0; s < kStreams; ++s) streams[s] = address(column + (s < count ? s : 0), half);
     const bool is_last_half = half == halves_ - 1;
     const int64_t next_column = column + (is_last_half ? kStreams : 0);
-    const float* next = next_column < job_.n ? address(next_column, is_last_half ? 0 : half + 1)
-                                             : static_cast<const float*>(job_.next_b);
+    const T* next =
+        next_column < job_.n ? address(next_column, is_last_half ? 0 : half + 1) : static_cast<const T*>(job_.next_b);
     Sums sums[kMostRows] = {};
-    alignas(64) float copies[kStreams][kRun];
+    alignas(64) T copies[kStreams][kRun];
     for (int64_t k0 = 0; k0 < job_.k; k0 += kRun) {
       const int64_t k = left(job_.k, k0, kRun);
-      const float* runs[kStreams];
+      const T* runs[kStreams];
       for (int64_t s = 0; s < kStreams; ++s) {
         runs[s] = b_.k_contiguous() ? streams[s] + k0 : copy(streams[s] + k0 * b_.k_stride, k, copies[s]);
       }
-      for (int64_t i = 0; i < job_.m; i += 2) {
+      for (int64_t i = 0; i < job_.m; i += kRowsAtOnce) {
         const int64_t ldx = panel_stride<Engine>(plan_.padded_k);
         const float* x = Base::a_panel(i) + k0;
-        if (i + 1 < job_.m) {
-          add_products<2>(runs, x, ldx, k, sums + i);
+        if (job_.m - i >= kRowsAtOnce) {
+          add_products<kRowsAtOnce>(runs, x, ldx, k, sums + i);
         } else {
           add_products<1>(runs, x, ldx, k, sums + i);
         }
@@ -94,7 +96,7 @@ class RowDots : public GemmDriver<float, Engine> {
     }
   }
 
-  const float* copy(const float* from, int64_t k, float* to) const {
+  const T* copy(const T* from, int64_t k, T* to) const {
     for (int64_t kk = 0; kk < k; ++kk) to[kk] = from[kk * b_.k_stride];
     return to;
   }
@@ -102,7 +104,7 @@ class RowDots : public GemmDriver<float, Engine> {
   void multiply_along_columns(int64_t column, int64_t count, int64_t half, float* c) {
     constexpr int64_t kColumns = Engine::kGroup, kRowsAhead = 8;
     alignas(64) float sums[kMostRows][kWidth][kColumns] = {};
-    const float* weight = address(column, half);
+    const T* weight = address(column, half);
     for (int64_t kk = 0; kk < job_.k; ++kk, weight += b_.k_stride) {
       for (int64_t j = 0; j < count; j += kLine) __builtin_prefetch(weight + kRowsAhead * b_.k_stride + j);
       for (int64_t i = 0; i < job_.m; ++i) {
@@ -115,7 +117,7 @@ class RowDots : public GemmDriver<float, Engine> {
           sum.multiply_add(row, Vector::load(weight + j));
           sum.store_sum(line + j);
         }
-        for (; j < count; ++j) line[j] = __builtin_fmaf(*x, weight[j], line[j]);
+        for (; j < count; ++j) line[j] = __builtin_fmaf(*x, to_acc(weight[j]), line[j]);
       }
     }
     for (int64_t i = 0; i < job_.m; ++i) {
@@ -128,7 +130,7 @@ class RowDots : public GemmDriver<float, Engine> {
     }
   }
 
-  void fetch(const float* next) const {
+  void fetch(const T* next) const {
     for (int64_t s = 0; s < kStreams; ++s) {
       for (int64_t kk = 0; kk < kAhead && kk < job_.k; kk += kLine) {
         __builtin_prefetch(next + s * b_.outer_stride + kk);
@@ -137,7 +139,7 @@ class RowDots : public GemmDriver<float, Engine> {
   }
 
   template <int kRows>
-  static void add_products(const float* const* streams, const float* x, int64_t ldx, int64_t k, Sums* sums) {
+  static void add_products(const T* const* streams, const float* x, int64_t ldx, int64_t k, Sums* sums) {
     Vector totals[kRows][kStreams];
 #pragma GCC unroll 2
     for (int i = 0; i < kRows; ++i) {
@@ -170,7 +172,7 @@ class RowDots : public GemmDriver<float, Engine> {
       for (int i = 0; i < kRows; ++i) {
         for (int s = 0; s < kStreams; ++s) {
           float& sum = sums[i].lanes[s][kk % kWidth];
-          sum = __builtin_fmaf(x[i * ldx + kk], streams[s][kk], sum);
+          sum = __builtin_fmaf(x[i * ldx + kk], to_acc(streams[s][kk]), sum);
         }
       }
     }
@@ -184,21 +186,31 @@ class RowDots : public GemmDriver<float, Engine> {
   }
 };
 
-// `kernel`, but for the jobs that RowDots takes.
-template <class Engine, const GemmKernel& kKernel>
+// A kernel for T, but for the jobs that RowDots takes.
+template <class T, class Engine, const GemmKernel& kKernel>
 static constexpr GemmKernel with_row_dots() {
+  using Dots = RowDots<T, Engine>;
   GemmKernel kernel = kKernel;
   kernel.run = [](const GemmJob& job, void* scratch) {
-    if (RowDots<Engine>::takes(job)) {
-      RowDots<Engine>(job, scratch).run();
+    if (Dots::takes(job)) {
+      Dots(job, scratch).run();
     } else {
       kKernel.run(job, scratch);
     }
   };
   kernel.scratch_bytes = [](const GemmJob& job) {
-    return RowDots<Engine>::takes(job) ? gemm_scratch_bytes<Engine>(job) : kKernel.scratch_bytes(job);
+    return Dots::takes(job) ? gemm_scratch_bytes<Engine>(job) : kKernel.scratch_bytes(job);
   };
   return kernel;
+}
+
+template <class T, class Engine>
+static constexpr GemmKernel kFloatGemm = float_gemm_kernel<T, Engine>();
+
+// float_gemm_kernel, but for the jobs that RowDots takes.
+template <class T, class Engine>
+static constexpr GemmKernel few_rows_kernel() {
+  return with_row_dots<T, Engine, kFloatGemm<T, Engine>>();
 }
 
 }  // namespace moe::cpu::MOE_ISA
