@@ -44,6 +44,18 @@ def test_modalities() -> None:
     torch.testing.assert_close(loss, expected)
 
 
+def test_what_a_token_of_no_modality_holds_does_not_matter() -> None:
+    modality = torch.tensor([0, 1, 0, 1, 2, -1])
+    z = logits()
+    z[4:] = torch.nan
+    z.requires_grad_()
+    loss = global_entropy_loss(z, modality_ids=modality, num_modalities=2)
+    torch.testing.assert_close(loss, global_entropy_loss(logits()[:4], modality_ids=modality[:4], num_modalities=2))
+    (gradient,) = torch.autograd.grad(loss, z)
+    assert (gradient[:4] != 0).all()
+    assert (gradient[4:] == 0).all()
+
+
 def test_experts_out_of_reach() -> None:
     z = logits()
     z[:, 2] = -torch.inf

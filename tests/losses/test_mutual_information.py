@@ -57,7 +57,7 @@ def test_tasks_per_token_and_padding() -> None:
     tasks = torch.tensor([0, 1, 1, 0, -1, 5])
     mask = torch.tensor([True, True, True, False, True, True])
     z = logits()
-    z[3] = torch.nan
+    z[3:] = torch.nan
     statistics.add(z, tasks, score="sigmoid", token_mask=mask)
     scores = logits().sigmoid()
     p = scores / scores.sum(1, keepdim=True)

@@ -14,6 +14,7 @@ from moe_ext.losses._inputs import (
     checked_ids,
     checked_logits,
     checked_mask,
+    is_counted,
     probabilities,
     raw_scores,
     without,
@@ -74,9 +75,7 @@ def measure(
     check_sequences(function, num_tokens, num_sequences)
     token_mask = checked_mask(function, token_mask, num_tokens)
 
-    counted = ((topk_ids >= 0) & (topk_ids < num_experts)).any(dim=1)
-    if token_mask is not None:
-        counted = counted & token_mask
+    counted = is_counted(topk_ids, num_experts, token_mask).any(dim=1)
     logits = without(logits, counted)
     if count == "first":
         topk_ids = topk_ids[:, :1]

@@ -54,6 +54,14 @@ def check_sequences(function: str, num_tokens: int, num_sequences: int) -> None:
         )
 
 
+def is_counted(ids: Tensor, limit: int, token_mask: Tensor | None) -> Tensor:
+    """Bool of the shape of ids, [T] or [T, K]: those in 0..limit-1 of tokens that are not left out."""
+    counted = (ids >= 0) & (ids < limit)
+    if token_mask is None:
+        return counted
+    return counted & (token_mask[:, None] if ids.dim() == 2 else token_mask)
+
+
 def without(x: Tensor, token_mask: Tensor | None) -> Tensor:
     """[T, N] with the rows of left-out tokens set to zero."""
     return x if token_mask is None else x.masked_fill(~token_mask[:, None], 0)

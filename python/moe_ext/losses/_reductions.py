@@ -19,14 +19,13 @@ def per_sequence(x: Tensor, num_sequences: int) -> Tensor:
     return x.unflatten(0, (num_sequences, x.shape[0] // num_sequences)).sum(1)
 
 
-def per_label(x: Tensor, labels: Tensor, num_labels: int, token_mask: Tensor | None = None) -> Tensor:
-    """[T, N], labels [T] -> [num_labels, N], the sum over the tokens of each label; labels out of range count nowhere.
+def per_label(x: Tensor, labels: Tensor, num_labels: int, counted: Tensor) -> Tensor:
+    """[T, N], labels [T], counted [T] bool -> [num_labels, N], the sum over the tokens of each label.
 
     A product with the one-hot matrix: the order of the additions, unlike that of an index_add, is always the same.
+    Rows that don't count must be finite all the same: they are multiplied by zero.
     """
-    one_hot = labels[None, :] == torch.arange(num_labels, device=labels.device)[:, None]
-    if token_mask is not None:
-        one_hot = one_hot & token_mask
+    one_hot = (labels[None, :] == torch.arange(num_labels, device=labels.device)[:, None]) & counted
     with no_autocast(x.device.type):
         return one_hot.to(x.dtype) @ x
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from moe_ext.losses._inputs import check_sequences, checked_ids, checked_logits, checked_mask, without
+from moe_ext.losses._inputs import check_sequences, checked_ids, checked_logits, checked_mask, is_counted, without
 from moe_ext.losses._reductions import count_over_group, mean_over_sequences, per_sequence, sum_over_group
 from moe_ext.ops import _checks
 from moe_ext.ops._precision import wide
@@ -81,9 +81,7 @@ def importance_loss(
     check_sequences(function, num_tokens, num_sequences)
     token_mask = checked_mask(function, token_mask, num_tokens)
 
-    is_expert = (topk_ids >= 0) & (topk_ids < num_experts)
-    if token_mask is not None:
-        is_expert = is_expert & token_mask[:, None]
+    is_expert = is_counted(topk_ids, num_experts, token_mask)
     weights = wide(topk_weights).masked_fill(~is_expert, 0)
     ids = topk_ids.long().masked_fill(~is_expert, 0)
     # Token by token first: added to [E] at once, the order of the additions, hence the last bits, would be anyone's.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from moe_ext.losses._inputs import check_sequences, checked_mask
+from moe_ext.losses._inputs import check_sequences, checked_mask, is_counted
 from moe_ext.losses._reductions import count_over_group
 from moe_ext.ops import _checks
 
@@ -43,9 +43,7 @@ def expert_counts(
     token_mask = checked_mask(function, token_mask, num_tokens)
     # int64 before anything else: num_experts itself may not fit a narrower dtype, and scatter_add_ wants int64.
     ids = topk_ids.detach().long()
-    is_expert = (ids >= 0) & (ids < num_experts)
-    if token_mask is not None:
-        is_expert = is_expert & token_mask[:, None]
+    is_expert = is_counted(ids, num_experts, token_mask)
     # Sentinels add their zero to expert 0; this keeps the output size free of the data.
     ids = ids.where(is_expert, torch.zeros_like(ids))
     slots = (num_sequences, (num_tokens // num_sequences) * top_k)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from moe_ext.losses._inputs import checked_logits, checked_mask, without
+from moe_ext.losses._inputs import checked_logits, checked_mask, is_counted, without
 from moe_ext.losses._reductions import count_over_group, group_size, per_label, sum_over_group
 from moe_ext.ops import _checks
 
@@ -89,9 +89,10 @@ def global_entropy_loss(
         _checks.is_tensor(function, "modality_ids", modality_ids, _checks.ID_DTYPES)
         _checks.has_shape(function, "modality_ids", modality_ids, "num_tokens", (num_tokens,))
 
-    p = without(logits, token_mask).softmax(dim=-1)
-    sums = sum_over_group(per_label(p, modality_ids, num_modalities, token_mask), group)
-    tokens = per_label(p.new_ones(num_tokens, 1), modality_ids, num_modalities, token_mask)
+    counted = is_counted(modality_ids, num_modalities, token_mask)
+    p = without(logits, counted).softmax(dim=-1)
+    sums = sum_over_group(per_label(p, modality_ids, num_modalities, counted), group)
+    tokens = per_label(p.new_ones(num_tokens, 1), modality_ids, num_modalities, counted)
     tokens = count_over_group(tokens, group)
     mean = sums / tokens.clamp(min=1)
     # The logarithm of an expert that nobody can reach has no gradient, and must not have an infinite one.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from moe_ext.losses._inputs import SCORES, checked_logits, checked_mask, probabilities, without
+from moe_ext.losses._inputs import SCORES, checked_logits, checked_mask, is_counted, probabilities, without
 from moe_ext.losses._reductions import per_label, sum_over_group
 from moe_ext.ops import _checks
 from moe_ext.ops._precision import wide
@@ -107,8 +107,8 @@ class TaskExpertStatistics:
         else:
             _checks.is_int(function, "task_ids", task_ids, low=0, high=self.num_tasks - 1, why=" (num_tasks - 1)")
             task_ids = torch.full((num_tokens,), task_ids, device=logits.device)
-        p = probabilities(without(logits, token_mask), score)
-        sums = per_label(p, task_ids, self.num_tasks, token_mask)
+        counted = is_counted(task_ids, self.num_tasks, token_mask)
+        sums = per_label(probabilities(without(logits, counted), score), task_ids, self.num_tasks, counted)
         self._sums = sums if self._sums is None else self._sums + sums
 
     def joint(self) -> Tensor:

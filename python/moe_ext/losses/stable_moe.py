@@ -7,7 +7,7 @@ from typing import Literal
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from moe_ext.losses._inputs import check_sequences, checked_ids, checked_logits, checked_mask, without
+from moe_ext.losses._inputs import check_sequences, checked_ids, checked_logits, checked_mask, is_counted, without
 from moe_ext.losses.counts import expert_counts
 from moe_ext.ops import _checks
 
@@ -47,9 +47,7 @@ def overload_loss(
     topk_ids = checked_ids(function, topk_ids, num_tokens)
     check_sequences(function, num_tokens, num_sequences)
     token_mask = checked_mask(function, token_mask, num_tokens)
-    is_expert = (topk_ids >= 0) & (topk_ids < num_experts)
-    if token_mask is not None:
-        is_expert = is_expert & token_mask[:, None]
+    is_expert = is_counted(topk_ids, num_experts, token_mask)
     counted = is_expert.any(dim=1)
 
     counts = expert_counts(topk_ids, num_experts, num_sequences, token_mask=token_mask, group=group).to(logits.dtype)
@@ -97,9 +95,7 @@ def routing_distillation_loss(
         )
     token_mask = checked_mask(function, token_mask, num_tokens)
     ids = assignments.reshape(num_tokens, 1).long()
-    counted = ((ids >= 0) & (ids < num_experts))[:, 0]
-    if token_mask is not None:
-        counted = counted & token_mask
+    counted = is_counted(ids, num_experts, token_mask)[:, 0]
     log_p = without(logits, counted).log_softmax(dim=-1).gather(1, ids.clamp(0, num_experts - 1))[:, 0]
     total = -(log_p * counted).sum()
     return total / counted.sum().clamp(min=1) if reduction == "mean" else total
