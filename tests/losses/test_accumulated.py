@@ -49,6 +49,18 @@ def test_sentinels_and_padding() -> None:
     )
 
 
+def test_a_token_without_an_expert_leaves_all_sums() -> None:
+    z, ids = logits(), topk_ids()
+    z[2], ids[2] = torch.nan, -1
+    keep = torch.arange(6) != 2
+    routing, expected = AccumulatedRouting(4), AccumulatedRouting(4)
+    routing.add(z, weights(z), ids)
+    expected.add(logits()[keep], weights(logits())[keep], topk_ids()[keep])
+    for name in ("importance_loss", "load_balancing_loss", "router_z_loss"):
+        torch.testing.assert_close(getattr(routing, name)(), getattr(expected, name)())
+    torch.testing.assert_close(routing.topk_probability_loss(2), expected.topk_probability_loss(2))
+
+
 def test_topk_loss_of_the_worked_example() -> None:
     a = torch.tensor([0.15, 0.5, 0.05, 0.3], dtype=torch.float64, requires_grad=True)
     loss = topk_probability_loss(a, 2)

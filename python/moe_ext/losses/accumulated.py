@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
 
-from moe_ext.losses._inputs import checked_ids, checked_logits, checked_mask, without
+from moe_ext.losses._inputs import checked_ids, checked_logits, checked_mask, is_counted, without
 from moe_ext.losses._reductions import count_over_group, group_size, sum_over_group
 from moe_ext.losses.coefficient_of_variation import squared_coefficient_of_variation
 from moe_ext.losses.counts import expert_counts
 from moe_ext.ops import _checks
 from moe_ext.ops._precision import wide
+
+
+class _Sums(NamedTuple):
+    gates: Tensor
+    """[E], of the weights."""
+    probability: Tensor
+    """[E], over tokens."""
+    mean_probability: Tensor
+    """[E], over forward passes of the mean over the tokens of each."""
+    counts: Tensor
+    """[E], of slots, in the dtype of the probabilities."""
+    squared_logsumexp: Tensor
+    """Over tokens."""
+    num_tokens: Tensor
 
 
 class AccumulatedRouting:
@@ -28,7 +44,7 @@ class AccumulatedRouting:
     def __init__(self, num_experts: int) -> None:
         _checks.is_int("losses.AccumulatedRouting", "num_experts", num_experts, low=1)
         self.num_experts = num_experts
-        self._sums: tuple[Tensor, ...] | None = None
+        self._sums: _Sums | None = None
 
     def add(
         self, router_logits: Tensor, topk_weights: Tensor, topk_ids: Tensor, *, token_mask: Tensor | None = None
@@ -37,7 +53,7 @@ class AccumulatedRouting:
 
         Args:
             router_logits: [T, E], any float dtype. topk_weights: [T, K]. topk_ids: [T, K] int32 or int64; sentinels
-                (< 0 or >= E) are not counted.
+                (< 0 or >= E) are not counted, and a token with no expert at all leaves all sums.
             token_mask: [T] bool, False for tokens to leave out (padding).
 
         Raises:
@@ -51,16 +67,14 @@ class AccumulatedRouting:
         _checks.is_tensor(function, "topk_weights", topk_weights, _checks.DATA_DTYPES)
         _checks.has_shape(function, "topk_weights", topk_weights, "num_tokens, top_k", topk_ids.shape)
         token_mask = checked_mask(function, token_mask, num_tokens)
-        logits = without(logits, token_mask)
-        tokens = logits.new_ones(num_tokens) if token_mask is None else token_mask.to(logits.dtype)
-        is_expert = (topk_ids >= 0) & (topk_ids < self.num_experts)
-        if token_mask is not None:
-            is_expert = is_expert & token_mask[:, None]
+        is_expert = is_counted(topk_ids, self.num_experts, token_mask)
+        counted = is_expert.any(dim=1)
+        logits, tokens = without(logits, counted), counted.to(logits.dtype)
         weights = wide(topk_weights).to(logits.dtype).masked_fill(~is_expert, 0)
         gates = torch.zeros_like(logits).scatter_add(1, topk_ids.long().masked_fill(~is_expert, 0), weights)
         probability = (logits.softmax(dim=-1) * tokens[:, None]).sum(0)
         num_counted = tokens.sum()
-        sums = (
+        sums = _Sums(
             gates.sum(0),
             probability,
             probability / num_counted.clamp(min=1),
@@ -69,33 +83,46 @@ class AccumulatedRouting:
             num_counted,
         )
         before = self._sums
-        self._sums = sums if before is None else tuple(a + b for a, b in zip(before, sums, strict=True))
+        self._sums = sums if before is None else _Sums(*(a + b for a, b in zip(before, sums, strict=True)))
 
     def importance_loss(self, *, correction: int = 1, group: ProcessGroup | None = None) -> Tensor:
-        """CV^2 of the weights summed per expert; see `importance_loss`. Gradient through the weights."""
-        gates = sum_over_group(self._added()[0], group)
+        """CV^2 of the weights summed per expert; see `importance_loss`. Gradient through the weights.
+
+        Args:
+            correction: 1 for the unbiased variance (as in Mod-Squad), 0 for that of the population.
+            group: the sums over the ranks of this process group.
+        """
+        gates = sum_over_group(self._added().gates, group)
         return squared_coefficient_of_variation(gates / _total(gates), correction=correction)
 
     def load_balancing_loss(self, *, group: ProcessGroup | None = None) -> Tensor:
         """`E sum_e P_e F_e`, both divided by their sums; see `load_balancing_loss`. Balance gives 1."""
-        _, probability, _, counts, _, _ = self._added()
-        probability, counts = sum_over_group(probability, group), count_over_group(counts, group)
+        sums = self._added()
+        probability, counts = sum_over_group(sums.probability, group), count_over_group(sums.counts, group)
         return self.num_experts * (probability / _total(probability) * (counts / _total(counts))).sum()
 
     def router_z_loss(self, *, group: ProcessGroup | None = None) -> Tensor:
         """Mean over all tokens of the squared logsumexp; see `router_z_loss`."""
-        _, _, _, _, z_sum, num_tokens = self._added()
-        return sum_over_group(z_sum, group) / count_over_group(num_tokens, group).clamp(min=1)
+        sums = self._added()
+        num_tokens = count_over_group(sums.num_tokens, group)
+        return sum_over_group(sums.squared_logsumexp, group) / num_tokens.clamp(min=1)
 
     def topk_probability_loss(self, limit: int, *, group: ProcessGroup | None = None) -> Tensor:
-        """`topk_probability_loss` of the sum over forward passes of the mean probabilities, that over ranks if any."""
-        return topk_probability_loss(sum_over_group(self._added()[2], group) / group_size(group), limit)
+        """`topk_probability_loss` of the sum over forward passes of the mean probabilities of each.
+
+        Args:
+            limit: how many experts go free, 0..E.
+            group: the mean of that sum over the ranks of this process group. Forward passes count alike, and so do
+                ranks, however many tokens they have.
+        """
+        mass = sum_over_group(self._added().mean_probability, group) / group_size(group)
+        return topk_probability_loss(mass, limit)
 
     def reset(self) -> None:
         """Begin anew."""
         self._sums = None
 
-    def _added(self) -> tuple[Tensor, ...]:
+    def _added(self) -> _Sums:
         if self._sums is None:
             raise RuntimeError("moe_ext.losses.AccumulatedRouting: nothing was added since the last reset()")
         return self._sums
