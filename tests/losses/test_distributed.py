@@ -31,6 +31,15 @@ def _tasks(z: Tensor, ids: Tensor, *, token_mask: Tensor, group: object = None) 
     return losses.mutual_information_loss(joint, group=group)
 
 
+def _task_statistics(z: Tensor, ids: Tensor, *, token_mask: Tensor, group: object = None) -> Tensor:
+    statistics = losses.TaskExpertStatistics(2, 4, momentum=0.9)
+    tasks = (z.detach()[:, 0] > 1).long()
+    statistics.add(0.5 * z, tasks, token_mask=token_mask)
+    statistics.reset(group=group)
+    statistics.add(z, tasks, token_mask=token_mask)
+    return 100 * statistics.mutual_information_loss(group=group)
+
+
 def _accumulated(z: Tensor, ids: Tensor, *, token_mask: Tensor, group: object = None) -> Tensor:
     routing = losses.AccumulatedRouting(4)
     routing.add(z, z.gather(1, ids.long()).softmax(-1), ids, token_mask=token_mask)
@@ -63,6 +72,7 @@ GLOBAL_VALUE: dict[str, GroupLoss] = {
     ),
     "global_entropy": lambda z, ids, **options: losses.global_entropy_loss(z, **options),
     "mutual_information": _tasks,
+    "task_statistics": _task_statistics,
     "accumulated": _accumulated,
 }
 MEAN_VALUE: dict[str, GroupLoss] = {

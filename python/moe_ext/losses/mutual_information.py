@@ -22,8 +22,9 @@ def mutual_information_loss(joint: Tensor, *, eps: float = 0.0, group: ProcessGr
     Args:
         joint: [M, E], not negative, any float dtype: sums over tokens of probabilities, see `TaskExpertStatistics`.
         eps: added to both marginals and inside the logarithm, as Mod-Squad's code does with 1e-4.
-        group: add up the joint over the ranks of this process group. Every rank gets the global loss, and the mean
-            over ranks of the gradients is its gradient.
+        group: add up the joint over the ranks of this process group: sums over tokens, not a distribution of each
+            rank, or ranks with few tokens count as much as others. Every rank gets the global loss, and the mean over
+            ranks of the gradients is its gradient.
 
     Returns:
         Scalar, float32 (float64 for float64 input); 0 for a joint of zeros.
@@ -35,13 +36,12 @@ def mutual_information_loss(joint: Tensor, *, eps: float = 0.0, group: ProcessGr
     _checks.is_tensor(function, "joint", joint, _checks.DATA_DTYPES)
     _checks.has_rank(function, "joint", joint, "num_tasks, num_experts")
     _checks.is_number(function, "eps", eps, low=0.0)
-    joint = sum_over_group(wide(joint), group)
-    tiny = torch.finfo(joint.dtype).tiny
-    joint = joint / joint.sum().clamp(min=tiny)
+    joint = _normalised(sum_over_group(wide(joint), group))
     of_task, of_expert = joint.sum(1, keepdim=True), joint.sum(0, keepdim=True)
     if eps > 0:
         return -(joint * (joint / (of_task + eps) / (of_expert + eps) + eps).log()).sum()
     # 0 log 0 = 0, with a finite gradient.
+    tiny = torch.finfo(joint.dtype).tiny
     information = joint.clamp(min=tiny).log() - of_task.clamp(min=tiny).log() - of_expert.clamp(min=tiny).log()
     return -(joint * information).sum()
 
@@ -50,7 +50,9 @@ class TaskExpertStatistics:
     """The joint distribution of tasks and experts, collected over the forward passes of one optimizer step.
 
     `add` once per forward pass (per layer, an object each), `mutual_information_loss` once per step, then `reset`. The
-    sums keep their autograd graph until `reset`. How often a task occurs is decided by who samples the batches.
+    sums keep their autograd graph until `reset`. How often a task occurs is decided by who samples the batches. In
+    data-parallel training give every method that takes one the same `group`: the tokens of all its ranks are then one
+    batch.
 
     Args:
         num_tasks, num_experts: M, E.
@@ -111,27 +113,31 @@ class TaskExpertStatistics:
         sums = per_label(probabilities(without(logits, counted), score), task_ids, self.num_tasks, counted)
         self._sums = sums if self._sums is None else self._sums + sums
 
-    def joint(self) -> Tensor:
+    def joint(self, *, group: ProcessGroup | None = None) -> Tensor:
         """[M, E] with the sum 1 (or all zeros): P(task, expert), differentiable in the logits of this step.
+
+        Args:
+            group: of the tokens of all ranks of this process group.
 
         Raises:
             RuntimeError: nothing was added.
         """
         if self._sums is None:
             raise RuntimeError("moe_ext.losses.TaskExpertStatistics.joint: nothing was added since the last reset()")
-        joint = _normalised(self._sums)
+        # Before the division: a rank counts by its tokens.
+        joint = _normalised(sum_over_group(self._sums, group))
         if self.momentum is None or self._average is None:
             return joint
         return self.momentum * self._average + (1 - self.momentum) * joint
 
     def mutual_information_loss(self, *, eps: float = 0.0, group: ProcessGroup | None = None) -> Tensor:
-        """`mutual_information_loss` of `joint()`."""
-        return mutual_information_loss(self.joint(), eps=eps, group=group)
+        """`mutual_information_loss` of `joint(group=group)`."""
+        return mutual_information_loss(self.joint(group=group), eps=eps)
 
-    def reset(self) -> None:
+    def reset(self, *, group: ProcessGroup | None = None) -> None:
         """Begin a new step; with momentum, this one enters the running average."""
         if self.momentum is not None and self._sums is not None:
-            self._average = self.joint().detach()
+            self._average = self.joint(group=group).detach()
         self._sums = None
 
 
