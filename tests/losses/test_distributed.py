@@ -79,6 +79,7 @@ MEAN_VALUE: dict[str, GroupLoss] = {
     "load_balancing": losses.load_balancing_loss,
     "router_z": lambda z, ids, **options: losses.router_z_loss(z, **options),
     "local_entropy": lambda z, ids, **options: losses.local_entropy_loss(z, **options),
+    "cluster_variance": lambda z, ids, **options: losses.cluster_variance_loss(z, 2, **options),
     "device": lambda z, ids, **options: losses.device_balance_loss(z, ids, 2, **options),
     "communication": lambda z, ids, **options: losses.communication_balance_loss(z, ids, 2, 2, **options),
     "statistics": _statistics,

@@ -35,6 +35,19 @@ def mean_over_sequences(loss: Tensor, num_counted: Tensor) -> Tensor:
     return loss.sum() / (num_counted > 0).sum().clamp(min=1)
 
 
+def mean_over_tokens(x: Tensor, token_mask: Tensor | None, group: dist.ProcessGroup | None = None) -> Tensor:
+    """[...] -> scalar, the mean over the tokens that count, 0 where none does. Those that don't must be finite.
+
+    With a group, divided by the mean number of tokens of its ranks: the mean over ranks is then that over all tokens.
+    """
+    if token_mask is None and group is None:
+        return x.sum() / max(x.numel(), 1)
+    counted = torch.ones_like(x) if token_mask is None else token_mask.to(x.dtype)
+    num_tokens = count_over_group(counted.sum(), group) / group_size(group)
+    # Not clamped to 1: of a rank without tokens, the mean over ranks may be below that.
+    return (x * counted).sum() / num_tokens.where(num_tokens > 0, 1)
+
+
 def group_size(group: dist.ProcessGroup | None) -> int:
     """R; 1 without a group."""
     return 1 if group is None else dist.get_world_size(group)

@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from moe_ext.losses._reductions import mean_over_tokens
 from moe_ext.ops import _checks
 from moe_ext.ops._precision import wide
 
@@ -31,7 +32,8 @@ def consistency_loss(
     Args:
         logits, other_logits: [..., V], any float dtypes; float32 arithmetic (float64 for float64 logits). -inf in both
             (a vocabulary entry that is masked) adds nothing; in one only, the divergence is infinite.
-        reduction: "sum" over tokens, or their "mean".
+        reduction: "sum" over tokens, or their "mean". Averaged over R ranks, the first is 1 / R of the sum over all
+            tokens, the second the mean over all if the ranks have equally many.
         token_mask: [...] bool, False for tokens to leave out (padding).
 
     Returns:
@@ -51,19 +53,19 @@ def consistency_loss(
         )
     a = wide(logits)
     b = wide(other_logits).to(a.dtype)
-    counted = torch.ones(a.shape[:-1], dtype=torch.bool, device=a.device)
     if token_mask is not None:
         _checks.is_tensor(function, "token_mask", token_mask, (torch.bool,))
-        if token_mask.shape != counted.shape:
+        if token_mask.shape != a.shape[:-1]:
             raise ValueError(
-                f"moe_ext.{function}: token_mask must be {tuple(counted.shape)}, got shape {tuple(token_mask.shape)}"
+                f"moe_ext.{function}: token_mask must be {tuple(a.shape[:-1])}, got shape {tuple(token_mask.shape)}"
             )
-        counted = token_mask
-        a, b = a.masked_fill(~counted[..., None], 0), b.masked_fill(~counted[..., None], 0)
+        a, b = a.masked_fill(~token_mask[..., None], 0), b.masked_fill(~token_mask[..., None], 0)
     log_p, log_q = a.log_softmax(dim=-1), b.log_softmax(dim=-1)
     absent = (log_p == -math.inf) & (log_q == -math.inf)
     # Before the difference: inf - inf would be NaN, in the gradient too.
     log_p, log_q = log_p.masked_fill(absent, 0), log_q.masked_fill(absent, 0)
     divergence = 0.5 * ((log_p.exp() - log_q.exp()) * (log_p - log_q)).sum(-1)
-    total = (divergence * counted).sum()
-    return total / counted.sum().clamp(min=1) if reduction == "mean" else total
+    if reduction == "mean":
+        return mean_over_tokens(divergence, token_mask)
+    # Two equal rows of zeros, which is what became of those left out, do not diverge.
+    return divergence.sum()

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from moe_ext.losses._reductions import mean_over_tokens
 from moe_ext.ops import _checks
 from moe_ext.ops._precision import wide
 
@@ -17,7 +18,8 @@ def token_selection_loss(logits: Tensor, selected: Tensor, *, token_mask: Tensor
 
     Mixture-of-Depths, arXiv:2404.02258, section 3.5, first method: the logits are the router's own, so that
     `sigmoid > 0.5`, which looks at no later token, can take the place of the top-C of the sequence. The gradient
-    `(sigmoid(r_t) - selected_t) / T` goes to the logits; the selection is a constant.
+    `(sigmoid(r_t) - selected_t) / T` goes to the logits; the selection is a constant. Averaged over ranks with equally
+    many tokens, the mean is that over all.
 
     Args:
         logits: r, [T] or [B, S] or any shape, any float dtype; float32 arithmetic (float64 for float64 logits).
@@ -71,9 +73,7 @@ def _selection_loss(function: str, logits: Tensor, selected: Tensor, token_mask:
                     f"got shape {tuple(value.shape)}"
                 )
     logits = wide(logits)
-    if token_mask is None:
-        token_mask = torch.ones_like(selected)
-    loss = F.binary_cross_entropy_with_logits(
-        logits.masked_fill(~token_mask, 0), selected.to(logits.dtype), reduction="none"
-    )
-    return (loss * token_mask).sum() / token_mask.sum().clamp(min=1)
+    if token_mask is not None:
+        logits = logits.masked_fill(~token_mask, 0)
+    loss = F.binary_cross_entropy_with_logits(logits, selected.to(logits.dtype), reduction="none")
+    return mean_over_tokens(loss, token_mask)

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from moe_ext.losses._inputs import checked_logits, checked_mask, is_counted, without
-from moe_ext.losses._reductions import count_over_group, group_size, per_label, sum_over_group
+from moe_ext.losses._reductions import count_over_group, mean_over_tokens, per_label, sum_over_group
 from moe_ext.ops import _checks
 
 
@@ -40,9 +40,7 @@ def local_entropy_loss(
     log_p = without(logits, token_mask).log_softmax(dim=-1)
     # 0 log 0 = 0, and so is its gradient.
     entropy = -(log_p.exp() * log_p.masked_fill(log_p == -math.inf, 0)).sum(-1)
-    counted = entropy.new_ones(logits.shape[0]) if token_mask is None else token_mask.to(entropy.dtype)
-    num_tokens = count_over_group(counted.sum(), group) / group_size(group)
-    return (entropy * counted).sum() / num_tokens.where(num_tokens > 0, 1)
+    return mean_over_tokens(entropy, token_mask, group)
 
 
 def global_entropy_loss(

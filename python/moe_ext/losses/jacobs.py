@@ -1,7 +1,8 @@
 """The losses of the first mixture of experts: regression where all experts see every case.
 
 Jacobs, Jordan, Nowlan and Hinton 1991, "Adaptive mixtures of local experts", Neural Computation 3:79. With d the
-target, o_i the output of expert i, and p = softmax(z) the gate. Each is a mean over the cases.
+target, o_i the output of expert i, and p = softmax(z) the gate. Each is a mean over the cases: averaged over ranks with
+equally many, that is the mean over all.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from moe_ext.losses._inputs import checked_logits, checked_mask
+from moe_ext.losses._reductions import mean_over_tokens
 from moe_ext.ops import _checks
 from moe_ext.ops._precision import wide
 
@@ -33,7 +35,7 @@ def cooperative_loss(
     """
     outputs, logits, targets, mask = _checked("losses.cooperative_loss", outputs, router_logits, targets, token_mask)
     mixture = (logits.softmax(dim=-1)[:, :, None] * outputs).sum(1)
-    return _mean((targets - mixture).square().sum(-1), mask)
+    return mean_over_tokens((targets - mixture).square().sum(-1), mask)
 
 
 def competitive_loss(
@@ -48,7 +50,7 @@ def competitive_loss(
     """
     outputs, logits, targets, mask = _checked("losses.competitive_loss", outputs, router_logits, targets, token_mask)
     errors = (targets[:, None] - outputs).square().sum(-1)
-    return _mean((logits.softmax(dim=-1) * errors).sum(-1), mask)
+    return mean_over_tokens((logits.softmax(dim=-1) * errors).sum(-1), mask)
 
 
 def mixture_likelihood_loss(
@@ -64,7 +66,7 @@ def mixture_likelihood_loss(
     function = "losses.mixture_likelihood_loss"
     outputs, logits, targets, mask = _checked(function, outputs, router_logits, targets, token_mask)
     errors = (targets[:, None] - outputs).square().sum(-1)
-    return _mean(-(logits.log_softmax(dim=-1) - errors / 2).logsumexp(dim=-1), mask)
+    return mean_over_tokens(-(logits.log_softmax(dim=-1) - errors / 2).logsumexp(dim=-1), mask)
 
 
 def _checked(
@@ -85,9 +87,3 @@ def _checked(
         logits, targets = logits.masked_fill(out, 0), targets.masked_fill(out, 0)
         outputs = outputs.masked_fill(out[:, :, None], 0)
     return outputs, logits, targets, mask
-
-
-def _mean(loss: Tensor, mask: Tensor | None) -> Tensor:
-    if mask is None:
-        return loss.sum() / max(loss.shape[0], 1)
-    return (loss * mask).sum() / mask.sum().clamp(min=1)

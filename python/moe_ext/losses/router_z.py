@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from moe_ext.losses._inputs import checked_logits, checked_mask, without
-from moe_ext.losses._reductions import count_over_group, group_size
+from moe_ext.losses._reductions import mean_over_tokens
 
 
 def router_z_loss(
@@ -34,10 +34,4 @@ def router_z_loss(
     function = "losses.router_z_loss"
     logits = checked_logits(function, router_logits)
     token_mask = checked_mask(function, token_mask, logits.shape[0])
-    squares = without(logits, token_mask).logsumexp(dim=-1).square()
-    if token_mask is None and group is None:
-        return squares.sum() / max(logits.shape[0], 1)
-    counted = squares.new_ones(logits.shape[0]) if token_mask is None else token_mask.to(squares.dtype)
-    num_tokens = count_over_group(counted.sum(), group) / group_size(group)
-    # Not clamped to 1: of a rank without tokens, the mean over ranks may be below that.
-    return (squares * counted).sum() / num_tokens.where(num_tokens > 0, 1)
+    return mean_over_tokens(without(logits, token_mask).logsumexp(dim=-1).square(), token_mask, group)

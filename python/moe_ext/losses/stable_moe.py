@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from moe_ext.losses._inputs import check_sequences, checked_ids, checked_logits, checked_mask, is_counted, without
+from moe_ext.losses._reductions import mean_over_tokens
 from moe_ext.losses.counts import expert_counts
 from moe_ext.ops import _checks
 
@@ -33,7 +34,8 @@ def overload_loss(
         topk_ids: [T, K] int32 or int64; sentinels (< 0 or >= E) add nothing. [:, :1] for first choices only.
         num_sequences: counts of each of B equally long sequences (or groups) by themselves.
         token_mask: [T] bool, False for tokens to leave out (padding).
-        group: counts over the ranks of this process group. The loss remains the sum over the tokens of the rank.
+        group: counts over the ranks of this process group. The loss remains the sum over the tokens of the
+            rank: averaged over R ranks, it is 1 / R of that over all tokens.
 
     Returns:
         Scalar.
@@ -74,7 +76,8 @@ def routing_distillation_loss(
     Args:
         router_logits: [T, E] of the router that learns, any float dtype; float32 arithmetic (float64 for float64).
         assignments: [T] or [T, 1] int32 or int64; tokens whose id is no expert (< 0 or >= E) are left out.
-        reduction: "sum" over tokens, or their "mean".
+        reduction: "sum" over tokens, or their "mean". Averaged over R ranks, the first is 1 / R of the sum over all
+            tokens, the second the mean over all if the ranks have equally many.
         token_mask: [T] bool, False for tokens to leave out (padding).
 
     Returns:
@@ -97,5 +100,4 @@ def routing_distillation_loss(
     ids = assignments.reshape(num_tokens, 1).long()
     counted = is_counted(ids, num_experts, token_mask)[:, 0]
     log_p = without(logits, counted).log_softmax(dim=-1).gather(1, ids.clamp(0, num_experts - 1))[:, 0]
-    total = -(log_p * counted).sum()
-    return total / counted.sum().clamp(min=1) if reduction == "mean" else total
+    return mean_over_tokens(-log_p, counted) if reduction == "mean" else -(log_p * counted).sum()

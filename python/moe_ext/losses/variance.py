@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from moe_ext.losses._inputs import checked_logits, checked_mask, without
+from moe_ext.losses._reductions import mean_over_tokens
 from moe_ext.ops import _checks
 
 
@@ -14,6 +16,7 @@ def cluster_variance_loss(
     *,
     separation: float = 1.0,
     token_mask: Tensor | None = None,
+    group: ProcessGroup | None = None,
 ) -> Tensor:
     """Mean over tokens of the variance of the probabilities inside clusters, minus that between clusters.
 
@@ -28,6 +31,7 @@ def cluster_variance_loss(
         num_clusters: M, a divisor of E.
         separation: weight of the second variance; 0 leaves the first alone.
         token_mask: [T] bool, False for tokens to leave out (padding).
+        group: the mean over the ranks of this process group, see `router_z_loss`.
 
     Returns:
         Scalar; 0 where no token counts.
@@ -37,8 +41,8 @@ def cluster_variance_loss(
     """
     function = "losses.cluster_variance_loss"
     logits = checked_logits(function, router_logits)
-    num_tokens, num_experts = logits.shape
-    token_mask = checked_mask(function, token_mask, num_tokens)
+    num_experts = logits.shape[1]
+    token_mask = checked_mask(function, token_mask, logits.shape[0])
     _checks.is_int(function, "num_clusters", num_clusters, low=1, high=num_experts, why=" (num_experts)")
     _checks.is_number(function, "separation", separation, low=0.0)
     if num_experts % num_clusters:
@@ -51,7 +55,4 @@ def cluster_variance_loss(
     # Not Tensor.var, which warns where there are no tokens.
     inside = (p - mean).square().mean((-1, -2))
     between = (mean - 1 / num_clusters).square().mean((-1, -2))
-    loss = inside - separation * between
-    if token_mask is None:
-        return loss.sum() / max(num_tokens, 1)
-    return (loss * token_mask).sum() / token_mask.sum().clamp(min=1)
+    return mean_over_tokens(inside - separation * between, token_mask, group)
