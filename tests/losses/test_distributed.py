@@ -130,6 +130,18 @@ def _compare(rank: int, store: str) -> None:
     value = losses.load_balancing_loss(logits()[other], topk_ids()[other], num_sequences=2, group=group)
     dist.all_reduce(value)
     torch.testing.assert_close(value / 2, expected)
+
+    # Two samples here, one there.
+    mine = slice(0, 2) if rank == 0 else slice(2, 3)
+    sample_types, expert_types = torch.tensor([0, 1, 1]), torch.tensor([0, 1, 0, 1])
+    for form in ("paper", "code"):
+        q = logits()[:3].exp().requires_grad_()
+        expected = losses.localized_balance_loss(q, sample_types, expert_types, form=form)
+        (expected_gradient,) = torch.autograd.grad(expected, q)
+        q = logits()[mine].exp().requires_grad_()
+        value = losses.localized_balance_loss(q, sample_types[mine], expert_types, form=form, group=group)
+        torch.testing.assert_close(value, expected)
+        torch.testing.assert_close(torch.autograd.grad(value, q)[0] / 2, expected_gradient[mine])
     dist.destroy_process_group()
 
 

@@ -29,6 +29,11 @@ def test_smallest_where_types_get_what_delta_says(form: str) -> None:
     torch.testing.assert_close(renamed, localized_balance_loss(importance(), SAMPLES, EXPERTS, form=form))
 
 
+@pytest.mark.parametrize("form", ["paper", "code"])
+def test_no_samples_is_a_loss_of_zero(form: str) -> None:
+    assert localized_balance_loss(importance()[:0], SAMPLES[:0], EXPERTS, form=form) == 0
+
+
 def test_importance_of_samples() -> None:
     mask = torch.tensor([True, True, False, True, True, True])
     z = logits()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
+import torch
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from moe_ext.losses._inputs import check_sequences, checked_logits, checked_mask, without
-from moe_ext.losses._reductions import per_sequence
-from moe_ext.losses.coefficient_of_variation import squared_coefficient_of_variation
+from moe_ext.losses._reductions import per_sequence, sum_over_group
 from moe_ext.ops import _checks
 from moe_ext.ops._precision import wide
 
@@ -44,6 +45,7 @@ def localized_balance_loss(
     *,
     delta: float = 0.1,
     form: Form = "paper",
+    group: ProcessGroup | None = None,
 ) -> Tensor:
     """How much `Z_be = I_be Q_be` varies, with `I = 1 + delta` where the types agree and `1 - delta` elsewhere.
 
@@ -57,9 +59,11 @@ def localized_balance_loss(
         sample_types: [B] integers. expert_types: [E] integers. Any number of types.
         delta: 0..1.
         form: see above.
+        group: over the samples of all ranks of this process group. Every rank gets the global loss, and the mean over
+            ranks of the gradients is its gradient.
 
     Returns:
-        Scalar.
+        Scalar; 0 without samples.
 
     Raises:
         TypeError: an argument of the wrong type or dtype. ValueError: wrong shapes, form or delta.
@@ -78,6 +82,11 @@ def localized_balance_loss(
     _checks.has_shape(function, "expert_types", expert_types, "num_experts", (num_experts,))
     same_type = (sample_types[:, None] == expert_types[None, :]).to(wide(importance).dtype)
     weighted = (wide(importance) * (1 - delta + 2 * delta * same_type)).flatten()
+    number = weighted.new_full((), weighted.numel())
+    total, number = sum_over_group(torch.stack((weighted.sum(), number)), group).unbind()
+    mean = total / number.clamp(min=1)
+    # The gradient through this mean is zero, the sum of all differences from it; that of a rank's own part is not.
+    squares = sum_over_group((weighted - mean.detach()).square().sum(), group)
     if form == "code":
-        return squared_coefficient_of_variation(weighted, correction=1)
-    return weighted.var(correction=0) / (weighted.mean() + 1e-10)
+        return squares / (number - 1).clamp(min=1) / (mean.square() + 1e-10)
+    return squares / number.clamp(min=1) / (mean + 1e-10)
