@@ -107,6 +107,15 @@ def test_small_temperatures_do_not_overflow() -> None:
     assert expert_contrastive_loss(outputs().float(), IDS, temperature=1e-3).isfinite()
 
 
+def test_float64_keeps_its_digits() -> None:
+    # Both anchors of task 0 see (1, 0) as the negative: gaps of 20.5 and of 0.
+    features = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]], dtype=torch.float64)
+    loss = task_contrastive_loss(features, TASKS, temperature=1 / 20.5)
+    assert loss.item() == pytest.approx((20.5 + math.log1p(math.exp(-20.5)) + math.log(2)) / 2, rel=1e-14)
+    loss = expert_contrastive_loss(features[:, None], IDS, temperature=1 / 20.5)
+    assert loss.item() == pytest.approx((20.5 + math.log1p(math.exp(-20.5)) + math.log(2)) / 2, rel=1e-14)
+
+
 def test_errors() -> None:
     with pytest.raises(ValueError, match="temperature must be greater than 0"):
         expert_contrastive_loss(outputs(), IDS, temperature=0.0)

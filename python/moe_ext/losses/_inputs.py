@@ -67,17 +67,21 @@ def without(x: Tensor, token_mask: Tensor | None) -> Tensor:
     return x if token_mask is None else x.masked_fill(~token_mask[:, None], 0)
 
 
+def softplus(x: Tensor) -> Tensor:
+    """`log(1 + exp(x))`. Not F.softplus: from 20 on it returns its input, which costs float64 half its digits."""
+    return torch.logaddexp(x, torch.zeros_like(x))
+
+
 def raw_scores(logits: Tensor, score: str) -> Tensor:
     """Softmax, sigmoid or sqrt(softplus) of the logits; only the first sums to one."""
     if score == "softmax":
         return logits.softmax(dim=-1)
     if score == "sigmoid":
         return logits.sigmoid()
-    # Not F.softplus: from 20 on it returns its input, which costs float64 half its digits.
-    softplus = torch.logaddexp(logits, torch.zeros_like(logits))
+    positive = softplus(logits)
     # The root has an infinite slope at 0, where softplus underflows to; the slope of the whole tends to 0 there.
-    vanished = softplus == 0
-    return softplus.masked_fill(vanished, 1).sqrt().masked_fill(vanished, 0)
+    vanished = positive == 0
+    return positive.masked_fill(vanished, 1).sqrt().masked_fill(vanished, 0)
 
 
 def probabilities(logits: Tensor, score: str) -> Tensor:

@@ -1,4 +1,8 @@
-"""Contrastive losses: outputs of the same expert, or of the same task, should be alike and others should not."""
+"""Contrastive losses: outputs of the same expert, or of the same task, should be alike and others should not.
+
+They compare what they are given. Their mean over ranks is therefore not the loss of the global batch, which has more
+pairs; to compare across ranks, gather the outputs first, differentiably.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from moe_ext.losses._inputs import checked_mask
+from moe_ext.losses._inputs import checked_mask, softplus
 from moe_ext.ops import _checks
 from moe_ext.ops._precision import no_autocast, wide
 
@@ -64,7 +68,7 @@ def expert_contrastive_loss(
 
     negatives = _logsumexp(similarity, pair & ~same)[:, None]
     # softplus(n - s) = -log(exp(s) / (exp(s) + exp(n))); 0 where there is no negative at all.
-    loss = F.softplus((negatives - similarity).masked_fill(~positive, 0)).masked_fill(~positive, 0)
+    loss = softplus((negatives - similarity).masked_fill(~positive, 0)).masked_fill(~positive, 0)
     num_positive = positive.sum(1)
     return (loss.sum(1) / num_positive.clamp(min=1)).sum() / (num_positive > 0).sum().clamp(min=1)
 
@@ -120,7 +124,7 @@ def task_contrastive_loss(
     positive, negative = pair & same, pair & ~same
     anchor = positive.any(dim=1) & negative.any(dim=1)
     gap = (_logsumexp(similarity, negative) - _logsumexp(similarity, positive)).masked_fill(~anchor, 0)
-    loss = (gap if form == "ratio" else F.softplus(gap)).masked_fill(~anchor, 0)
+    loss = (gap if form == "ratio" else softplus(gap)).masked_fill(~anchor, 0)
     return loss.sum() / anchor.sum().clamp(min=1)
 
 
