@@ -104,6 +104,8 @@ def test_compiles_as_one_graph() -> None:
 def test_losses_of_several_elements_are_an_error() -> None:
     with pytest.raises(ValueError, match="one element"):
         add_auxiliary_loss(torch.randn(3), torch.randn(2))
+    with pytest.raises(TypeError, match=r"moe_ext.losses.add_auxiliary_loss: loss must be a torch.Tensor, got float"):
+        add_auxiliary_loss(torch.randn(3), 0.5)
 
 
 def test_scales_that_are_none_are_an_error() -> None:
@@ -114,3 +116,5 @@ def test_scales_that_are_none_are_an_error() -> None:
         add_auxiliary_loss(x, loss, "2")
     with pytest.raises(ValueError, match="value must be finite"):
         AuxiliaryLossScale().set(float("inf"))
+    with pytest.raises(ValueError, match="value must have one element"):
+        AuxiliaryLossScale().set(torch.ones(2))

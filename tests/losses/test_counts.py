@@ -27,6 +27,11 @@ def test_uneven_sequences_are_an_error() -> None:
         expert_counts(topk_ids(), 4, num_sequences=4)
 
 
+def test_no_experts_are_an_error() -> None:
+    with pytest.raises(ValueError, match="num_experts must be at least 1, got 0"):
+        expert_counts(topk_ids(), 0)
+
+
 def test_masked_tokens_are_not_counted() -> None:
     mask = torch.tensor([[True, False, True], [True, True, False]])
     assert expert_counts(topk_ids(), 4, token_mask=mask).tolist() == [[4, 2, 2, 0]]

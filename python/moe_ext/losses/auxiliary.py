@@ -31,8 +31,16 @@ class AuxiliaryLossScale:
         self.value = torch.full((), float(value), dtype=torch.float32, device=device)
 
     def set(self, value: float | Tensor) -> None:
-        """A number, or a tensor of one element."""
+        """Give it another value.
+
+        Args:
+            value: a number, or a tensor of one element. A tensor on a GPU is waited for if the scale is on the CPU.
+
+        Raises:
+            TypeError: neither. ValueError: a number that is not finite, or a tensor of several elements.
+        """
         if isinstance(value, Tensor):
+            _check_one_element("losses.AuxiliaryLossScale.set", "value", value)
             self.value.copy_(value.detach().reshape(()))
         else:
             _checks.is_number("losses.AuxiliaryLossScale.set", "value", value)
@@ -62,6 +70,11 @@ class _AddAuxiliaryLoss(torch.autograd.Function):
         return grad_output, torch.full(ctx.loss_shape, ctx.scale, **like), None
 
 
+def _check_one_element(function: str, name: str, value: Tensor) -> None:
+    if value.numel() != 1:
+        raise ValueError(f"moe_ext.{function}: {name} must have one element, got shape {tuple(value.shape)}")
+
+
 def add_auxiliary_loss(x: Tensor, loss: Tensor, scale: float | Tensor | AuxiliaryLossScale = 1.0) -> Tensor:
     """Return x unchanged; when x is differentiated, `loss` receives the gradient `scale`.
 
@@ -80,19 +93,21 @@ def add_auxiliary_loss(x: Tensor, loss: Tensor, scale: float | Tensor | Auxiliar
             are looked at in the backward pass.
 
     Raises:
-        TypeError: `scale` is none of these.
+        TypeError: x or `loss` is no tensor, or `scale` none of these.
         ValueError: `loss` or `scale` has more than one element.
     """
-    if loss.numel() != 1:
-        raise ValueError(f"add_auxiliary_loss: loss must have one element, got shape {tuple(loss.shape)}")
+    function = "losses.add_auxiliary_loss"
+    for name, value in (("x", x), ("loss", loss)):
+        if not isinstance(value, Tensor):
+            raise TypeError(f"moe_ext.{function}: {name} must be a torch.Tensor, got {type(value).__name__}")
+    _check_one_element(function, "loss", loss)
     if isinstance(scale, AuxiliaryLossScale):
         scale = scale.value
     if isinstance(scale, Tensor):
-        if scale.numel() != 1:
-            raise ValueError(f"add_auxiliary_loss: scale must have one element, got shape {tuple(scale.shape)}")
+        _check_one_element(function, "scale", scale)
         scale = scale.detach().reshape(())
     elif isinstance(scale, bool) or not isinstance(scale, (int, float)):
         raise TypeError(
-            f"add_auxiliary_loss: scale must be a number, a tensor or an AuxiliaryLossScale, got {type(scale).__name__}"
+            f"moe_ext.{function}: scale must be a number, a tensor or an AuxiliaryLossScale, got {type(scale).__name__}"
         )
     return _AddAuxiliaryLoss.apply(x, loss, scale)

@@ -33,11 +33,12 @@ def expert_counts(
 
     Raises:
         TypeError: an argument of the wrong type or dtype.
-        ValueError: T is not a multiple of `num_sequences`, or a shape that does not fit.
+        ValueError: no experts, T is not a multiple of `num_sequences`, or a shape that does not fit.
     """
     function = "losses.expert_counts"
     _checks.is_tensor(function, "topk_ids", topk_ids, _checks.ID_DTYPES)
     _checks.has_rank(function, "topk_ids", topk_ids, "num_tokens, top_k")
+    _checks.is_int(function, "num_experts", num_experts, low=1)
     num_tokens, top_k = topk_ids.shape
     check_sequences(function, num_tokens, num_sequences)
     token_mask = checked_mask(function, token_mask, num_tokens)
