@@ -2,7 +2,8 @@
 
 All are scalars without coefficient, float32 (float64 for float64 input) whatever surrounds them. Most take
 `num_sequences` (a loss per sequence, or group of tokens, instead of one of the micro-batch), `token_mask` (padding)
-and `group` (statistics over the ranks of a process group).
+and `group` (statistics over the ranks of a process group). Those without `group` are means over tokens, which averaged
+over equally large ranks are those of all tokens, unless their documentation says otherwise.
 """
 
 from moe_ext.losses.accumulated import AccumulatedRouting, topk_probability_loss
