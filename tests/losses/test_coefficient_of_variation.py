@@ -14,9 +14,15 @@ def weights() -> torch.Tensor:
 def test_importance_of_the_worked_example(correction: int, expected: float) -> None:
     loss = importance_loss(weights(), topk_ids(), 4, correction=correction)
     assert loss.item() == pytest.approx(expected, abs=1e-6)
+    importance = torch.tensor([2.332164, 2.462117, 0.936777, 0.268941], dtype=torch.float64)
+    loss = squared_coefficient_of_variation(importance, correction=correction)
+    assert loss.item() == pytest.approx(expected, abs=1e-6)
 
 
 def test_importance_of_vmoe() -> None:
+    # The importance of each expert, and what that gives.
+    importance = torch.tensor([2.102121, 2.325063, 1.074224, 0.498592], dtype=torch.float64)
+    assert squared_coefficient_of_variation(importance).item() == pytest.approx(0.247487, abs=1e-6)
     assert soft_importance_loss(logits()).item() == pytest.approx(0.247487, abs=1e-6)
 
 

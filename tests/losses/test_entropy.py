@@ -16,6 +16,11 @@ def test_worked_example() -> None:
     assert global_entropy_loss(logits(), min_experts=4).item() == pytest.approx(expected, abs=1e-6)
 
 
+def test_entropies_of_the_worked_example() -> None:
+    entropies = [local_entropy_loss(row[None]).item() for row in logits()]
+    assert entropies == pytest.approx([0.947537, 0.947537, 0.888643, 0.801056, 1.048705, 0.947537], abs=1e-6)
+
+
 def test_gradient_of_the_local_loss() -> None:
     z = logits().requires_grad_()
     local_entropy_loss(z).backward()

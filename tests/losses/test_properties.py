@@ -1,5 +1,7 @@
 """Random routings of any size: what must hold whatever the router says."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -7,11 +9,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from moe_ext.losses import (
+    cluster_variance_loss,
     communication_balance_loss,
     device_balance_loss,
     expert_counts,
+    global_entropy_loss,
     importance_loss,
     load_balancing_loss,
+    load_loss,
+    overload_loss,
+    soft_importance_loss,
     squared_coefficient_of_variation,
     straight_through_balance_loss,
 )
@@ -49,6 +56,44 @@ def test_names_of_experts_do_not_matter(name: str, routing: tuple[Tensor, Tensor
     new_to_old = torch.tensor(order)
     renamed = LOSSES[name](z[:, new_to_old], new_to_old.argsort().int()[ids.long()], None)
     torch.testing.assert_close(renamed, LOSSES[name](z, ids, None), rtol=1e-9, atol=1e-10)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(1, 5), st.integers(1, 3), st.data())
+def test_values_at_balance(half: int, rounds: int, data: st.DataObject) -> None:
+    """Every expert as often, first and later choices alike, and as probable: what the scales promise."""
+    num_experts = 2 * half
+    top_k = data.draw(st.integers(1, num_experts))
+    order = torch.tensor(data.draw(st.permutations(range(num_experts))))
+    first = torch.arange(num_experts * rounds)[:, None]
+    ids = order[(first + torch.arange(top_k)) % num_experts]
+    z = torch.full((len(ids), num_experts), data.draw(st.floats(-3, 3)), dtype=torch.float64)
+    score = data.draw(st.sampled_from(["softmax", "sigmoid", "sqrtsoftplus"]))
+
+    def balance(**options: object) -> object:
+        return pytest.approx(load_balancing_loss(z, ids, score=score, **options).item())
+
+    assert balance() == 1
+    assert balance(convention="load") == 1
+    assert balance(count="first") == 1
+    assert balance(convention="per_token") == top_k
+    assert balance(convention="per_token", count="tokens") == top_k
+    assert balance(convention="gshard", count="first") == 1 / num_experts**2
+    assert device_balance_loss(z, ids, 2, score=score).item() == pytest.approx(1)
+    # As many devices as experts: each token is sent to exactly K.
+    assert communication_balance_loss(z, ids, num_experts, top_k, score=score).item() == pytest.approx(1)
+    uniform = -math.log(num_experts)
+    assert straight_through_balance_loss(z, ids, form="entropy").item() == pytest.approx(uniform, abs=1e-7)
+    for loss in (
+        straight_through_balance_loss(z, ids),
+        importance_loss(torch.ones(ids.shape), ids, num_experts),
+        soft_importance_loss(z),
+        load_loss(z, z, 1.0, num_experts),
+        overload_loss(z, ids),
+        cluster_variance_loss(z, 2),
+        global_entropy_loss(z) - uniform,
+    ):
+        assert loss.item() == pytest.approx(0, abs=1e-12)
 
 
 @settings(max_examples=50, deadline=None)

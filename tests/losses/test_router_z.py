@@ -17,6 +17,11 @@ def test_worked_example() -> None:
     torch.testing.assert_close(z.grad[0], expected, atol=1e-6, rtol=0)
 
 
+def test_every_token_of_the_worked_example() -> None:
+    roots = [router_z_loss(row[None]).sqrt().item() for row in logits()]
+    assert roots == pytest.approx([2.440190, 3.440190, 2.381566, 3.277978, 2.493812, 3.440190], abs=1e-6)
+
+
 def test_large_logits_do_not_overflow() -> None:
     # exp(500) is infinite in float32, and bfloat16 logits must not be summed in bfloat16.
     z = torch.full((2, 4), 500.0, dtype=torch.bfloat16)

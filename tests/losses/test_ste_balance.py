@@ -17,6 +17,9 @@ def test_values_and_gradients_of_the_worked_example() -> None:
     z = logits().requires_grad_()
     squared = straight_through_balance_loss(z, topk_ids())
     assert squared.item() == pytest.approx(0.034722, abs=1e-6)
+    # Not to be confused with F.P, which has the same gradient and another value.
+    product = load_balancing_loss(z, topk_ids(), convention="load") / 4
+    assert product.item() == pytest.approx(0.311915, abs=1e-6)
     expected = [0.005603, -0.001229, -0.002873, -0.001502]
     assert gradient(squared, z)[0].tolist() == pytest.approx(expected, abs=1e-6)
     entropy = straight_through_balance_loss(z, topk_ids(), form="entropy")

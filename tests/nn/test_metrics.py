@@ -4,8 +4,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from moe_ext.nn import overflow_by_choice, padding_waste, plot_load, routing_churn, routing_metrics
+from moe_ext.ops.types import Routing
+from moe_ext.routing import limit_capacity
 from tests.losses.worked_example import COUNTS, logits, topk_ids
 
 # The same choices with two places per expert, first choices first (GShard).
@@ -27,6 +31,26 @@ def test_overflow_and_padding_of_the_worked_example() -> None:
     assert overflow_by_choice(topk_ids(), torch.tensor(KEPT)).tolist() == pytest.approx([1 / 6, 4 / 6])
     assert padding_waste(torch.tensor(COUNTS), 2).item() == pytest.approx(1 / 8)
     assert padding_waste(torch.tensor(COUNTS), 5).item() == pytest.approx(8 / 20)
+
+
+@given(st.integers(0, 2**31), st.integers(0, 12), st.integers(1, 7), st.integers(1, 4), st.integers(1, 5))
+def test_counts_are_what_was_not_dropped(
+    seed: int, num_tokens: int, num_experts: int, top_k: int, capacity: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randint(-1, num_experts, (num_tokens, top_k), generator=generator, dtype=torch.int32)
+    kept = limit_capacity(Routing(torch.ones(chosen.shape), chosen), num_experts, capacity).topk_ids
+    z = torch.randn(num_tokens, num_experts, generator=generator)
+    before, after = routing_metrics(z, chosen), routing_metrics(z, kept)
+    num_slots = num_tokens * top_k
+    assert after.counts.sum() == num_slots - round(float(after.dropped_slots) * num_slots)
+    lost = before.counts.sum() - after.counts.sum()
+    by_choice = overflow_by_choice(chosen, kept) * (chosen >= 0).sum(0)
+    assert by_choice.sum().item() == pytest.approx(lost.item(), abs=1e-4)
+    waste = padding_waste(before.counts, capacity).item()
+    assert waste == pytest.approx(1 - after.counts.sum().item() / (num_experts * capacity), abs=1e-6)
+    assert (after.counts == before.counts.clamp(max=capacity)).all()
+    assert (routing_churn(chosen, chosen[:, torch.randperm(top_k)]) == 0).all()
 
 
 def test_churn_is_about_sets() -> None:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 import moe_ext
 from moe_ext.ops.types import Routing
-from moe_ext.routing import dispatch_and_combine_masks, from_buffers, limit_capacity, to_buffers
+from moe_ext.routing import dispatch_and_combine_masks, dynamic_capacity, from_buffers, limit_capacity, to_buffers
 from tests.routing.capacity_cases import first_come, routings, visiting_order
 
 ORDERS = ["token", "choice", "priority", "score"]
@@ -78,6 +78,37 @@ def test_masks_and_buffers_are_the_loop(
     assert int((buffers.abs().sum(2) > 0).sum()) == int(kept.sum())
     weights = (routing.topk_weights * (routing.topk_ids + 2)).where(kept, 0.0)
     torch.testing.assert_close(y, weights.sum(1, keepdim=True) * x)
+
+
+@given(drawn=routings(), seed=st.integers(0, 2**31))
+def test_room_for_the_largest_load_is_dropless(drawn: tuple[Routing, int], seed: int) -> None:
+    """Masks, buffers, fused_experts and a loop over tokens: the same."""
+    routing, num_experts = drawn
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    x, w_gate_up, w_down = draw(len(routing.topk_ids), 4), draw(num_experts, 6, 4), draw(num_experts, 4, 3)
+    weights, ids = routing.topk_weights.double(), routing.topk_ids
+    capacity = int(dynamic_capacity(ids, num_experts))
+
+    def expert(e: int, rows: Tensor) -> Tensor:
+        gate, up = (rows @ w_gate_up[e].T).chunk(2, dim=-1)
+        return (torch.nn.functional.silu(gate) * up) @ w_down[e].T
+
+    expected = torch.zeros_like(x)
+    for t, k in (ids >= 0).nonzero().tolist():
+        expected[t] += weights[t, k] * expert(int(ids[t, k]), x[t])
+    torch.testing.assert_close(moe_ext.fused_experts(x, w_gate_up, w_down, weights, ids), expected)
+    routing = Routing(weights, ids)
+    dispatch, combine = dispatch_and_combine_masks(routing, num_experts, capacity)
+    buffers = torch.einsum("tec,th->ech", dispatch.double(), x)
+    outputs = torch.stack([expert(e, rows) for e, rows in enumerate(buffers)])
+    torch.testing.assert_close(torch.einsum("tec,ech->th", combine, outputs), expected)
+    buffers = to_buffers(x, routing, num_experts, capacity)
+    outputs = torch.stack([expert(e, rows) for e, rows in enumerate(buffers)])
+    torch.testing.assert_close(from_buffers(outputs, routing), expected)
 
 
 @pytest.mark.parametrize("order", ORDERS)
