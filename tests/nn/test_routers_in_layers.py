@@ -18,8 +18,12 @@ from moe_ext.routing import (
     HashSelection,
     Jitter,
     LinearLogits,
+    MultiplicativeBias,
+    NormalizeWeights,
     ReLUSelection,
+    Reweigh,
     Router,
+    SequenceRouter,
     Sinkhorn,
     TopK,
     TopP,
@@ -170,6 +174,46 @@ def test_losses_go_by_the_scores_of_the_router() -> None:
     _, ids, logits = router(x)
     expected = load_balancing_loss(logits, ids, score="sigmoid")
     torch.testing.assert_close(layer(x, return_losses=True).losses.load_balancing, expected)
+
+
+WRAPPED = {
+    "normalised": lambda: Router(LinearLogits(H, E), NormalizeWeights(TopK(E, K, score="sigmoid", nonfinite="min"))),
+    "of_sequences": lambda: SequenceRouter(Router(LinearLogits(H, E), TopK(E, K, score="sigmoid", nonfinite="min"))),
+    "multiplied": lambda: Router(
+        LinearLogits(H, E), MultiplicativeBias(TopK(E, K, score="none", nonfinite="min"), E, score="sigmoid")
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRAPPED)
+def test_a_wrapper_says_what_the_selection_inside_says(name: str) -> None:
+    router = WRAPPED[name]()
+    assert router.score == "sigmoid"
+    assert router.nonfinite == "min"
+
+
+def test_a_wrapper_passes_on_the_bound_of_the_rows() -> None:
+    choice = ExpertChoice(E, capacity_factor=2)
+    assert Router(LinearLogits(H, E), NormalizeWeights(choice)).max_rows(T) == choice.max_rows(T)
+    assert Router(LinearLogits(H, E), NormalizeWeights(TopK(E, K))).max_rows(T) is None
+
+
+def test_logits_that_a_selection_replaces_enter_no_loss() -> None:
+    router = Router(LinearLogits(H, E), Reweigh(TopK(E, K, nonfinite="min"), "softmax"))
+    layer = MoE(H, INTERMEDIATE, E, K, router=router, load_balancing_coef=1.0, z_loss_coef=1.0)
+    x = torch.randn(T, H)
+    expected = layer(x[1:], return_losses=True).losses
+    x[0] = float("nan")
+    for loss, of_the_others in zip(layer(x, return_losses=True).losses, expected, strict=True):
+        torch.testing.assert_close(loss, of_the_others)
+
+
+def test_padding_is_no_part_of_the_mean_of_its_sequence() -> None:
+    layer = MoE(H, INTERMEDIATE, E, K, router=SequenceRouter(ROUTERS["mixtral"]())).eval()
+    x, mask = torch.randn(4, 6, H), torch.arange(6).expand(4, 6) < 4
+    y = layer(x, token_mask=mask, num_sequences=4)
+    torch.testing.assert_close(y[:, :4], layer(x[:, :4].contiguous(), num_sequences=4))
+    assert (y[:, 4:] == 0).all()
 
 
 def test_a_router_that_takes_no_side_inputs_says_so() -> None:

@@ -117,3 +117,10 @@ def test_errors() -> None:
     router = HierarchicalRouter(linear(1, 1).primary, linear(1, 1).secondary, num_groups=3)
     with pytest.raises(ValueError, match="num_groups = 3 must be the number of primary logits, got 4"):
         router(torch.randn(T, H))
+
+
+def test_side_inputs_that_are_no_rows_pass_as_they_are() -> None:
+    router = hierarchical(8, 4, 2).eval()
+    x = torch.randn(6, 8)
+    for a, b in zip(router(x, num_sequences=2), router(x), strict=True):
+        assert torch.equal(a, b)

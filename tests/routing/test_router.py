@@ -210,6 +210,27 @@ def test_packed_sequences_by_their_ids() -> None:
     assert (means[3] == 0).all()
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_padding_may_hold_anything(packed: bool) -> None:
+    x, mask = torch.randn(T, H), torch.arange(T) % 8 < 5
+    sequence_ids = torch.arange(T) // 8 if packed else None
+    spoiled = x.masked_fill(~mask[:, None], float("nan")).requires_grad_()
+    means = mean_of_sequences(spoiled, 3, sequence_ids=sequence_ids, token_mask=mask)
+    torch.testing.assert_close(means, x.view(3, 8, H)[:, :5].mean(1))
+    (grad,) = torch.autograd.grad(means.sum(), spoiled)
+    torch.testing.assert_close(grad, mask[:, None].expand(T, H) / 5)
+
+
+def test_nan_stays_in_its_sequence() -> None:
+    x = torch.randn(T, H)
+    x[3] = float("nan")
+    assert mean_of_sequences(x, 3)[1:].isfinite().all()
+
+
+def test_no_tokens_in_no_sequence() -> None:
+    assert torch.equal(mean_of_sequences(torch.zeros(0, H), 2), torch.zeros(2, H))
+
+
 def test_noise_is_one_draw_per_sequence() -> None:
     router = SequenceRouter(a_router(noise=GaussianNoise(1.0), jitter=Jitter(0.5)))
     ids = router(torch.randn(T, H), num_sequences=3).topk_ids.reshape(3, 8, K)
@@ -238,6 +259,8 @@ def test_sequences_in_gradcheck_and_in_one_graph() -> None:
 def test_errors_of_sequences() -> None:
     with pytest.raises(ValueError, match="num_sequences must divide num_tokens = 24, got 5"):
         mean_of_sequences(torch.zeros(T, H), 5)
+    with pytest.raises(ValueError, match="num_sequences must be at least 1, got 0"):
+        mean_of_sequences(torch.zeros(T, H), 0)
     with pytest.raises(ValueError, match="sequence_ids must be"):
         mean_of_sequences(torch.zeros(T, H), 5, sequence_ids=torch.zeros(3))
 

@@ -41,6 +41,16 @@ def test_second_stage_same_id_same_expert() -> None:
         torch.testing.assert_close(weights, logits.gather(1, ids.long()).sigmoid())
 
 
+def test_masked_tokens_go_nowhere_whatever_their_ids() -> None:
+    router, mask = make(), torch.arange(T) % 3 > 0
+    token_ids = torch.randint(V, (T,)).masked_fill(~mask, -100)
+    x = torch.randn(T, H)
+    weights, ids, _ = router(x, token_ids=token_ids, token_mask=mask)
+    assert (ids[~mask] == -1).all()
+    assert (weights[~mask] == 0).all()
+    assert torch.equal(ids[mask], router(x[mask], token_ids=token_ids[mask]).topk_ids)
+
+
 def test_distillation_reaches_the_token_router_only_and_makes_it_agree() -> None:
     router = make()
     token_ids = torch.arange(V).repeat(3)

@@ -20,7 +20,7 @@ from moe_ext.nn.metrics import RoutingMetrics, routing_metrics
 from moe_ext.nn.shared_expert import SharedExpert
 from moe_ext.ops import RoutingWithStatistics
 from moe_ext.ops.types import Routing
-from moe_ext.routing import Router, RouterOutput, TopKRouter
+from moe_ext.routing import RouterOutput, TopKRouter
 
 
 class MoELosses(NamedTuple):
@@ -67,8 +67,9 @@ class MoE(nn.Module):
     Args:
         hidden_size, intermediate_size, num_experts, top_k: H, I, E, K.
         router: a module (x [T, H], further keyword inputs of `forward`) -> `RouterOutput`, or None for a `TopKRouter`
-            of the options below. A `moe_ext.routing.Router` is also given `token_mask`. If it has a method
-            `max_rows(num_tokens, ...)`, what that returns bounds the number of slots that name an expert.
+            of the options below. With an attribute `takes_token_mask = True`, as those of `moe_ext.routing` have it, it
+            is also given `token_mask` [T]. If it has a method `max_rows(num_tokens, ...)`, what that returns bounds the
+            number of slots that name an expert.
         capacity: a module (Routing, router_logits=...) -> Routing, or None for no limit.
         activation, bias, alpha, limit, apply_weights, save, workspace_limit, deterministic: of the experts, see
             `Experts`. expert_dropout: their `dropout`. The shared expert uses the same activation and bias.
@@ -286,7 +287,7 @@ class MoE(nn.Module):
             name: value.reshape(len(tokens), -1).squeeze(1) if isinstance(value, Tensor) else value
             for name, value in inputs.items()
         }
-        if isinstance(self.router, Router) and token_mask is not None:
+        if token_mask is not None and getattr(self.router, "takes_token_mask", False):
             by_token["token_mask"] = token_mask.reshape(-1)
         return self.router(tokens, **by_token)
 
@@ -322,7 +323,7 @@ class MoE(nn.Module):
         # Tokens that no expert was found for (masked, or sanitized logits) say nothing about the balance, and logits
         # that were NaN or +inf would turn the loss of all others into NaN.
         counted = (topk_ids >= 0).any(dim=1)
-        if getattr(self.router, "nonfinite", "propagate") == "sanitize":
+        if getattr(self.router, "nonfinite", "propagate") in ("sanitize", "min"):
             counted = counted & (router_logits < float("inf")).all(dim=1)
         balance = load_balancing_loss(
             router_logits,

@@ -28,6 +28,8 @@ class HierarchicalRouter(nn.Module):
             that of primary ones.
     """
 
+    takes_token_mask = True
+
     def __init__(self, primary: Router, secondary: Router, *, num_groups: int) -> None:
         super().__init__()
         if num_groups < 1:
@@ -53,7 +55,10 @@ class HierarchicalRouter(nn.Module):
         top_groups = group_ids.shape[1]
         index = group_ids.clamp(min=0).long()[:, :, None].expand(-1, -1, size)
         repeated = {
-            name: value.repeat_interleave(top_groups, dim=0) for name, value in side.items() if value is not None
+            name: value.repeat_interleave(top_groups, dim=0)
+            if isinstance(value, Tensor) and value.shape[:1] == x.shape[:1]
+            else value
+            for name, value in side.items()
         }
         weights, ids = self.secondary.selection(grouped.gather(1, index).reshape(-1, size), **repeated)
         with no_autocast(x.device.type):

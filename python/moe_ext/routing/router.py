@@ -36,6 +36,8 @@ class Router(nn.Module):
     chosen ones where these were divided by their sum, and then none where there is one of them.
     """
 
+    takes_token_mask = True
+
     def __init__(
         self,
         logits: nn.Module,

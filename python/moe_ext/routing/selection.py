@@ -9,6 +9,7 @@ from moe_ext.ops import route
 from moe_ext.ops._precision import no_autocast, wide
 from moe_ext.ops.types import Routing
 from moe_ext.routing._precision import Float32Module
+from moe_ext.routing._wrapper import SelectionWrapper
 
 
 class TopK(Float32Module):
@@ -88,7 +89,7 @@ class TopK(Float32Module):
         return f"num_experts={self.num_experts}, top_k={self.top_k}, {options}, nonfinite={self.nonfinite!r}"
 
 
-class MultiplicativeBias(Float32Module):
+class MultiplicativeBias(SelectionWrapper):
     """Ranks experts by `score(router_logits) * expert_bias` instead of a sum: an ablation of arXiv:2408.15664.
 
     The weights it returns are those of the ranking; `moe_ext.routing.Reweigh` around it makes them the scores:
@@ -114,10 +115,9 @@ class MultiplicativeBias(Float32Module):
         score: Literal["sigmoid", "softmax"] = "sigmoid",
         device: torch.device | str | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(selection)
         if score not in ("sigmoid", "softmax"):
             raise ValueError(f'MultiplicativeBias: score must be "sigmoid" or "softmax", got {score!r}')
-        self.selection = selection
         self.num_experts = num_experts
         self.score = score
         self.register_buffer("expert_bias", torch.ones(num_experts, dtype=torch.float32, device=device))

@@ -24,28 +24,42 @@ def mean_of_sequences(
         [B, H] float32 (float64 for float64 x); zeros for a sequence without tokens. The same bits from run to run.
 
     Raises:
-        ValueError: T not divisible by B, without `sequence_ids`; a wrong shape.
+        ValueError: B below 1; T not divisible by B, without `sequence_ids`; a wrong shape.
     """
-    sequence_ids = _sequence_ids(x, num_sequences, sequence_ids)
+    of_token = _sequence_ids(x, num_sequences, sequence_ids)
     with no_autocast(x.device.type):
         x = wide(x)
-        member = sequence_ids == torch.arange(num_sequences, device=x.device)[:, None]
         if token_mask is not None:
-            member = member & token_mask
-        # A product, not an index_add, whose order of summation is another one in every run on CUDA.
-        member = member.to(x.dtype)
-        return (member @ x) / member.sum(dim=1, keepdim=True).clamp(min=1)
+            # What padding holds may be NaN.
+            x = x.masked_fill(~token_mask[:, None], 0)
+        if sequence_ids is None:
+            shape = (num_sequences, x.shape[0] // num_sequences)
+            sums = x.unflatten(0, shape).sum(1)
+            counted = torch.ones_like(of_token, dtype=torch.bool) if token_mask is None else token_mask
+            counts = counted.unflatten(0, shape).sum(1)
+        else:
+            member = of_token == torch.arange(num_sequences, device=x.device)[:, None]
+            if token_mask is not None:
+                member = member & token_mask
+            counts = member.sum(1)
+            # A product, not an index_add, whose order of summation is another one in every run on CUDA. A token of no
+            # sequence may hold NaN, too.
+            sums = member.to(x.dtype) @ x.masked_fill(~member.any(0)[:, None], 0)
+        return sums / counts.clamp(min=1)[:, None]
 
 
 class SequenceRouter(nn.Module):
     """Routes the mean of each sequence and gives its choice to all tokens of the sequence.
 
-    Sentence-level gates (MoEBERT, arXiv:2204.07675) and gates on the whole instruction (Octavius, arXiv:2311.02684;
-    MoCLE, arXiv:2312.12379). Noise and jitter are drawn per sequence.
+    Sentence-level gates (MoEBERT, arXiv:2204.07675) and gates on a whole instance (Octavius, arXiv:2311.02684). Where
+    the cluster of an instruction decides (MoCLE, arXiv:2312.12379), clusters are tasks: see `TaskEmbeddingLogits`.
+    Noise and jitter are drawn per sequence.
 
     Args:
         router: what routes the means.
     """
+
+    takes_token_mask = True
 
     def __init__(self, router: Router) -> None:
         super().__init__()
@@ -80,6 +94,16 @@ class SequenceRouter(nn.Module):
         return self.router.jitter_input(x)
 
     @property
+    def score(self) -> str:
+        """That of the router."""
+        return self.router.score
+
+    @property
+    def nonfinite(self) -> str:
+        """That of the router."""
+        return self.router.nonfinite
+
+    @property
     def expert_bias(self) -> Tensor | None:
         """That of the router."""
         return self.router.expert_bias
@@ -90,6 +114,8 @@ class SequenceRouter(nn.Module):
 
 
 def _sequence_ids(x: Tensor, num_sequences: int, sequence_ids: Tensor | None) -> Tensor:
+    if num_sequences < 1:
+        raise ValueError(f"num_sequences must be at least 1, got {num_sequences}")
     if sequence_ids is None:
         if x.shape[0] % num_sequences != 0:
             raise ValueError(f"num_sequences must divide num_tokens = {x.shape[0]}, got {num_sequences}")

@@ -7,6 +7,7 @@ from moe_ext.ops import _checks, route
 from moe_ext.ops._precision import no_autocast, wide
 from moe_ext.routing._precision import Float32Module
 from moe_ext.routing._side_inputs import checked_ids
+from moe_ext.routing.balanced import sigmoid_at
 from moe_ext.routing.router import RouterOutput
 
 
@@ -66,6 +67,7 @@ class StableMoERouter(Float32Module):
         token_router: token_ids [T] -> [T, E]: a `TokenRouter`, or anything larger, such as one that sees n-grams.
     """
 
+    takes_token_mask = True
     second_stage: Tensor
 
     def __init__(self, logits: nn.Module, token_router: nn.Module) -> None:
@@ -81,7 +83,13 @@ class StableMoERouter(Float32Module):
         self.token_router.requires_grad_(False)
 
     def forward(
-        self, x: Tensor, *, token_ids: Tensor | None = None, gate_input: Tensor | None = None, **_: object
+        self,
+        x: Tensor,
+        *,
+        token_ids: Tensor | None = None,
+        gate_input: Tensor | None = None,
+        token_mask: Tensor | None = None,
+        **_: object,
     ) -> RouterOutput:
         """Route.
 
@@ -89,13 +97,18 @@ class StableMoERouter(Float32Module):
             x: [T, H], any float dtype.
             token_ids: [T] int32 or int64, the ids that the token router is asked about; needed in both stages.
             gate_input: what the affinities are computed from instead of x.
+            token_mask: [T] bool. Tokens with False get ids of -1 and weights of 0, and their token ids may be anything.
 
         Returns:
             `RouterOutput` with K = 1; `router_logits` are the affinities.
         """
         token_ids = checked_ids("StableMoERouter", "token_ids", token_ids, num_tokens=x.shape[0])
+        if token_mask is not None:
+            token_ids = token_ids.masked_fill(~token_mask, 0)
         affinities = wide(self.logits(x if gate_input is None else gate_input))
         with torch.no_grad():
             preferred = self.token_router(token_ids).to(affinities.dtype)
             topk_ids = route(torch.where(self.second_stage, preferred, affinities), 1, score="none").topk_ids
-        return RouterOutput(affinities.gather(1, topk_ids.long()).sigmoid(), topk_ids, affinities)
+            if token_mask is not None:
+                topk_ids = topk_ids.masked_fill(~token_mask[:, None], -1)
+        return RouterOutput(sigmoid_at(affinities, topk_ids), topk_ids, affinities)

@@ -8,17 +8,14 @@ from torch import Tensor, nn
 
 from moe_ext.ops._precision import no_autocast, wide
 from moe_ext.ops.types import Routing
+from moe_ext.routing._wrapper import SelectionWrapper
 
 Score = Literal["softmax", "softmax_after", "sigmoid", "sqrtsoftplus", "relu", "none", "one"]
 SCORES: tuple[Score, ...] = ("softmax", "softmax_after", "sigmoid", "sqrtsoftplus", "relu", "none", "one")
 
 
-class _Weighing(nn.Module):
-    """A selection around another one: the ids are the other's."""
-
-    def __init__(self, selection: nn.Module) -> None:
-        super().__init__()
-        self.selection = selection
+class _Weighing(SelectionWrapper):
+    """A selection whose ids are those of another one."""
 
     @property
     def expert_bias(self) -> Tensor | None:
@@ -65,6 +62,11 @@ class NormalizeWeights(_Weighing):
         self.floor = floor
         self.eps = eps
         self.scale = scale
+
+    @property
+    def score(self) -> str:
+        """That of the selection inside."""
+        return getattr(self.selection, "score", "softmax")
 
     def forward(self, router_logits: Tensor, **side: object) -> Routing:
         """[T, E] -> weights [T, K], ids [T, K]."""
