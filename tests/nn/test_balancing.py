@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from moe_ext.losses import load_balancing_loss, router_z_loss
 from moe_ext.nn import MoE, routing_metrics
@@ -153,6 +154,18 @@ def test_bias_update_of_the_worked_example() -> None:
     assert layer.expert_counts.tolist() == [0, 0, 0, 0]
     with pytest.raises(RuntimeError, match="aux_loss_free=False"):
         MoE(H, INTERMEDIATE, E, K).update_expert_bias()
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_checkpoint_counts_once(use_reentrant: bool, compiled: bool) -> None:
+    layer, x = worked_example(aux_loss_free=True)
+    torch._dynamo.reset()
+    forward = torch.compile(layer, fullgraph=True, backend="aot_eager") if compiled else layer
+    checkpoint(forward, x.clone().requires_grad_(), use_reentrant=use_reentrant).sum().backward()
+    assert layer.expert_counts.tolist() == COUNTS
+    layer.apply_expert_counts(1.0, "proportional")
+    assert layer.router.expert_bias.tolist() == [3 - count for count in COUNTS]
 
 
 def collapsed(**options: object) -> MoE:

@@ -112,6 +112,19 @@ def test_capacity_stands_between_router_and_experts(capacity: nn.Module) -> None
     torch.testing.assert_close(out.y, expected(layer, x, kept))
 
 
+def test_a_capacity_knows_the_sequences() -> None:
+    seen: list[int] = []
+
+    class Spy(DeviceCapacity):
+        def forward(self, routing: Routing, *, num_sequences: int = 1, **options: Any) -> Routing:
+            seen.append(num_sequences)
+            return super().forward(routing, num_sequences=num_sequences, **options)
+
+    layer = MoE(H, INTERMEDIATE, E, K, capacity=Spy(E, num_devices=2))
+    layer(torch.randn(4, 6, H)), layer(torch.randn(T, H))
+    assert seen == [4, 1]
+
+
 def test_side_inputs_reach_the_router() -> None:
     table = balanced_table(torch.arange(20, 0, -1), E)
     layer = MoE(H, INTERMEDIATE, E, 1, router=Router(ConstantLogits(E), HashSelection(table, E)))

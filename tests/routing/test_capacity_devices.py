@@ -50,6 +50,24 @@ def test_the_lowest_go_until_the_budget_is_met(drawn: tuple[Routing, int], facto
         assert not lost.numel() or not stayed.numel() or float(lost.max()) <= float(stayed.min())
 
 
+def test_one_graph_for_any_length() -> None:
+    stage = DeviceCapacity(4, 2, factor=0.7, protect_rate=0.0)
+    torch._dynamo.reset()
+    compiled = torch.compile(stage, fullgraph=True, backend="aot_eager", dynamic=True)
+    for num_tokens in (6, 11):
+        routing = Routing(torch.rand(num_tokens, 2), torch.randint(4, (num_tokens, 2), dtype=torch.int32))
+        assert torch.equal(compiled(routing).topk_ids, stage(routing).topk_ids)
+
+
+def test_a_factor_of_many_digits() -> None:
+    """A third and a product of decimals as numerators over 10^16 would exceed int64 with a few hundred slots."""
+    ids = (torch.arange(600) % 4).reshape(300, 2).int()
+    routing = Routing(torch.ones(300, 2), ids)
+    for factor in (4 / 3, 1.1 * 1.1):
+        assert dropped(limit_device_load(routing, 4, 2, factor=factor), routing) == []
+    assert len(dropped(limit_device_load(routing, 4, 2, factor=2 / 3), routing)) == 200
+
+
 def test_only_training_drops() -> None:
     stage, routing = DeviceCapacity(4, 2, protect_rate=0.0), top2(renormalize=False)
     assert dropped(stage(routing), routing) == [[2, 1], [4, 1], [5, 1]]

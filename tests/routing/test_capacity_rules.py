@@ -47,6 +47,7 @@ def test_the_factor_is_the_decimal_that_was_written() -> None:
     assert expert_capacity(10, 1, 2, rule="megatron", factor=0.55) == 10
     assert expert_capacity(10, 1, 1, rule="switch_ceil", factor=0.3) == 3
     assert expert_capacity(100, 1, 1, rule="switch_ceil", factor=0.07) == 7
+    assert expert_capacity(6, 4, 1, rule="expert_choice", factor=4 / 3) == 2
 
 
 def test_at_least_the_minimum_and_at_most_all_tokens() -> None:

@@ -1,16 +1,20 @@
 """ExpertChoice and its causal and capped relatives."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from moe_ext.routing import CausalExpertChoice, ExpertChoice, ExpertChoiceCapped, LinearLogits, Router
 from moe_ext.routing.causal_expert_choice import count_earlier_at_least
-from moe_ext.routing.expert_choice import expert_capacity
+from moe_ext.routing.expert_choice import capacity_on_device, capacity_rule
 from moe_ext.routing.expert_choice_capped import project_capped
 
 A = torch.tensor(
@@ -51,10 +55,18 @@ def test_worked_example() -> None:
 
 @pytest.mark.parametrize(
     ("tokens", "experts", "factor", "capacity"),
-    [(6, 4, 2, 3), (10, 4, 2, 5), (6, 4, 1.2, 1), (2, 8, 1, 1), (0, 4, 2, 0), (5, 2, 2, 5)],
+    [(6, 4, 2, 3), (10, 4, 2, 5), (6, 4, 1.2, 1), (2, 8, 1, 1), (0, 4, 2, 0), (5, 2, 2, 5), (100, 4, 1.16, 29)],
 )
 def test_capacity(tokens: int, experts: int, factor: float, capacity: int) -> None:
-    assert expert_capacity(tokens, experts, factor) == capacity
+    assert ExpertChoice(experts, capacity_factor=factor).max_rows(tokens) == experts * capacity
+
+
+@pytest.mark.parametrize("factor", [0.29, 1.16, 4 / 3, 2.0])
+def test_capacity_on_the_device_is_that_of_the_host(factor: float) -> None:
+    sizes = range(4, 2000)
+    rule = capacity_rule(factor)
+    expected = [rule.capacity(size, 4, 1) for size in sizes]
+    assert capacity_on_device(torch.tensor(sizes), 4, rule).tolist() == expected
 
 
 @given(st.integers(0, 1000), st.integers(1, 4), st.sampled_from([0.5, 1.0, 2.0, 4.0]))
@@ -174,6 +186,51 @@ def test_thresholds_of_a_padded_sequence_are_those_of_what_is_there() -> None:
     assert torch.equal(alone.threshold, masked.threshold)
 
 
+def test_a_batch_of_padding_is_no_first_update() -> None:
+    module, plain = (ExpertChoice(4, inference="threshold") for _ in range(2))
+    logits = torch.randn(8, 4)
+    module(logits, token_mask=torch.zeros(8, dtype=torch.bool))
+    assert int(module.num_updates) == 0
+    module(logits), plain(logits)
+    assert torch.equal(module.threshold, plain.threshold)
+
+
+@pytest.mark.parametrize("use_reentrant", [False, True])
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_checkpoint_moves_the_thresholds_once(use_reentrant: bool, compiled: bool) -> None:
+    module, plain = (ExpertChoice(4, inference="threshold", momentum=0.5) for _ in range(2))
+    torch._dynamo.reset()
+    forward = torch.compile(module, fullgraph=True, backend="aot_eager") if compiled else module
+    for seed in range(3):
+        logits = torch.randn(8, 4, generator=torch.Generator().manual_seed(seed)).requires_grad_()
+        y = checkpoint(lambda z: forward(z).topk_weights.sum(), logits, use_reentrant=use_reentrant)
+        y.backward()
+        plain(logits)
+    torch.testing.assert_close(module.threshold, plain.threshold)
+    assert int(module.num_updates) == 3
+
+
+def _follow_on_rank(rank: int, store: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", store=dist.FileStore(store, 2), rank=rank, world_size=2)
+    module = ExpertChoice(4, group_size=8, inference="threshold", momentum=0.5, process_group=dist.group.WORLD)
+    together = ExpertChoice(4, group_size=8, inference="threshold", momentum=0.5)
+    for seed in range(2):
+        logits = torch.randn(16, 4, generator=torch.Generator().manual_seed(seed))
+        module(logits[8 * rank :][:8])
+        together(logits)
+    # A rank without tokens takes part.
+    module(logits[: 8 * rank])
+    together(logits[:8])
+    torch.testing.assert_close(module.threshold, together.threshold)
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_thresholds_are_those_of_all_ranks(tmp_path: Path) -> None:
+    mp.spawn(_follow_on_rank, (str(tmp_path / "store"),), nprocs=2)
+
+
 def test_inference_by_threshold_is_token_by_token_and_keeps_the_load() -> None:
     module = ExpertChoice(8, capacity_factor=2.0, inference="threshold", momentum=0.1)
     skew = torch.linspace(0, 2, 8)
@@ -286,6 +343,7 @@ def test_the_projected_matrix_is_in_all_three_sets() -> None:
         (lambda: ExpertChoice(4, max_experts_per_token=5), r"must be in 1..num_experts=4, got 5"),
         (lambda: ExpertChoice(4, group_size=0), "group_size must be at least 1, got 0"),
         (lambda: ExpertChoice(4, inference="topk"), "inference must be 'choice' or 'threshold', got 'topk'"),
+        (lambda: ExpertChoice(4, process_group=object()), "process_group needs inference='threshold'"),
         (lambda: ExpertChoice(4, momentum=0.0), r"momentum must be in \(0, 1\], got 0.0"),
         (lambda: CausalExpertChoice(4, capacity_factor=0.0), "CausalExpertChoice: capacity_factor"),
         (lambda: ExpertChoiceCapped(4, max_experts_per_token=1), "at least capacity_factor=2.0"),

@@ -21,6 +21,7 @@ from moe_ext.nn.shared_expert import SharedExpert
 from moe_ext.ops import RoutingWithStatistics
 from moe_ext.ops.types import Routing
 from moe_ext.routing import RouterOutput, TopKRouter
+from moe_ext.routing._recomputation import assign_unless_recomputing
 
 
 class MoELosses(NamedTuple):
@@ -70,7 +71,8 @@ class MoE(nn.Module):
             of the options below. With an attribute `takes_token_mask = True`, as those of `moe_ext.routing` have it, it
             is also given `token_mask` [T]. If it has a method `max_rows(num_tokens, ...)`, what that returns bounds the
             number of slots that name an expert.
-        capacity: a module (Routing, router_logits=...) -> Routing, or None for no limit.
+        capacity: a module (Routing, router_logits=[T, E], num_sequences=B) -> Routing, or None for no limit. B is the
+            number of sequences in x [..., S, H].
         activation, bias, alpha, limit, apply_weights, save, workspace_limit, deterministic: of the experts, see
             `Experts`. expert_dropout: their `dropout`. The shared expert uses the same activation and bias.
         score, softmax_after, num_groups, topk_groups, group_top, group_fill, renormalize, eps, scale, nonfinite,
@@ -256,18 +258,21 @@ class MoE(nn.Module):
         if token_mask is not None:
             topk_ids = topk_ids.masked_fill(~token_mask.reshape(-1, 1), -1)
         if self.expert_counts is not None and self.training:
-            self.expert_counts.add_(expert_counts(topk_ids, self.num_experts)[0])
+            counts = expert_counts(topk_ids, self.num_experts)[0]
+            assign_unless_recomputing(self.expert_counts, self.expert_counts + counts)
 
         losses = None
         if return_losses or adds_losses:
-            losses = self._losses(router_logits, topk_ids, x.shape, statistics)
+            losses = self._losses(router_logits, topk_ids, _num_sequences(x), statistics)
         if adds_losses and losses is not None:
             # Carried by the weights, not by y: they are small, and y stays a tensor that may be modified in place.
             topk_weights = add_auxiliary_loss(topk_weights, losses.total, self.auxiliary_loss_scale)
             losses = None
 
         if self.capacity is not None:
-            topk_weights, topk_ids = self.capacity(Routing(topk_weights, topk_ids), router_logits=router_logits)
+            topk_weights, topk_ids = self.capacity(
+                Routing(topk_weights, topk_ids), router_logits=router_logits, num_sequences=_num_sequences(x)
+            )
         bound = getattr(self.router, "max_rows", None)
         max_rows = None if bound is None else bound(len(topk_ids), **route_inputs)
         fewer_rows = {} if max_rows is None else {"max_rows": max_rows}
@@ -314,7 +319,7 @@ class MoE(nn.Module):
         self,
         router_logits: Tensor,
         topk_ids: Tensor,
-        shape: torch.Size,
+        num_sequences: int,
         statistics: RoutingWithStatistics | None,
     ) -> MoELosses:
         if statistics is not None:
@@ -331,7 +336,7 @@ class MoE(nn.Module):
             score=self._probability_score(),
             convention=self.load_balancing_convention,
             count="unbiased" if self.load_balancing_counts == "unbiased" else "slots",
-            num_sequences=max(math.prod(shape[:-2]), 1) if self.load_balancing_scope == "sequence" else 1,
+            num_sequences=num_sequences if self.load_balancing_scope == "sequence" else 1,
             token_mask=counted,
         )
         router_z = router_z_loss(router_logits, token_mask=counted)
@@ -354,8 +359,8 @@ class MoE(nn.Module):
         """Move the router's `expert_bias` against the load counted since the last call, and start counting anew.
 
         Once per optimizer step, after it. The counts are summed over `group` (the default process group if
-        torch.distributed is initialised), so every rank takes the same step. Recomputing activations
-        (checkpointing) counts each token twice, which only "proportional" notices.
+        torch.distributed is initialised), so every rank takes the same step. A forward pass that a checkpoint
+        recomputes is counted once.
 
         Raises:
             RuntimeError: the layer was built with `aux_loss_free=False`.
@@ -386,3 +391,8 @@ class MoE(nn.Module):
         if self.expert_counts is not None:
             parts.append("aux_loss_free=True")
         return ", ".join(parts)
+
+
+def _num_sequences(x: Tensor) -> int:
+    """B of x [..., S, H]."""
+    return max(math.prod(x.shape[:-2]), 1)

@@ -33,8 +33,11 @@ def check_routing(function: str, routing: Routed) -> tuple[Tensor, Tensor]:
 
 @torch.compiler.assume_constant_result
 def exact_ratio(value: float) -> tuple[int, int]:
-    """The decimal number that `value` is written as, as a fraction: 100 * 0.07 is to be 7, not a little more."""
-    return Fraction(str(value)).as_integer_ratio()
+    """`value` as the fraction that was meant: 100 * 0.07 is to be 7, not a little more, and 3 * (4 / 3) to be 4.
+
+    Denominators are at most 10^6, so that int64 holds products with numbers of slots.
+    """
+    return Fraction(str(value)).limit_denominator(10**6).as_integer_ratio()
 
 
 def group_of_tokens(num_tokens: int, group_size: int, device: torch.device) -> Tensor:

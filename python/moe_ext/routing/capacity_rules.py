@@ -65,8 +65,8 @@ def expert_capacity(
     | "expert_choice" | floor(T / E * f) [2] | Zhou et al., arXiv:2202.09368: f experts for a token on average |
 
     The result is at least `minimum` and never more than T, since a token goes to an expert once. The factor is taken
-    as the decimal number that it is written as, so that 100 * 0.07 is 7 and not a little more. In local groups T is the
-    size of a group.
+    as the fraction that was meant, so that 100 * 0.07 is 7 and not a little more (the nearest one with a denominator up
+    to 10^6). In local groups T is the size of a group.
 
     Args:
         num_tokens, num_experts, top_k: T, E, K.

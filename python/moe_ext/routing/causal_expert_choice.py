@@ -6,7 +6,14 @@ from torch import Tensor, nn
 
 from moe_ext.ops._precision import no_autocast
 from moe_ext.ops.types import Routing
-from moe_ext.routing.expert_choice import check_options, count_groups, masked_scores, route_among
+from moe_ext.routing.expert_choice import (
+    capacity_on_device,
+    capacity_rule,
+    check_options,
+    count_groups,
+    masked_scores,
+    route_among,
+)
 
 
 class CausalExpertChoice(nn.Module):
@@ -38,6 +45,7 @@ class CausalExpertChoice(nn.Module):
         check_options("CausalExpertChoice", num_experts, capacity_factor, max_experts_per_token, group_size)
         self.num_experts = num_experts
         self.capacity_factor = capacity_factor
+        self.rule = capacity_rule(capacity_factor)
         self.max_experts_per_token = num_experts if max_experts_per_token is None else max_experts_per_token
         self.group_size = group_size
 
@@ -60,7 +68,7 @@ class CausalExpertChoice(nn.Module):
             shape = (num_groups, num_tokens // num_groups, self.num_experts)
             better = count_earlier_at_least(keys.view(shape)).view_as(keys)
             so_far = present.view(*shape[:2], 1).cumsum(1).view(-1, 1)
-            capacity = (so_far * self.capacity_factor / self.num_experts).floor().clamp(min=1)
+            capacity = capacity_on_device(so_far, self.num_experts, self.rule)
             return route_among(scores, (better < capacity) & present, self.max_experts_per_token)
 
     def extra_repr(self) -> str:

@@ -45,10 +45,25 @@ def limit_device_load(
     Raises:
         TypeError, ValueError: an argument of the wrong type, shape, device or range; R does not divide E.
     """
+    _checks.is_number("routing.limit_device_load", "factor", factor, low=0.0)
+    ratio = exact_ratio(factor)
+    return _limit(routing, num_experts, num_devices, ratio, affinity, protected, renormalize, eps)
+
+
+def _limit(
+    routing: Routed,
+    num_experts: int,
+    num_devices: int,
+    ratio: tuple[int, int],
+    affinity: Tensor | None,
+    protected: Tensor | None,
+    renormalize: bool,
+    eps: float,
+) -> Routing:
+    """`limit_device_load` with its factor as a fraction: inside of torch.compile a float may have no value."""
     name = "routing.limit_device_load"
     topk_weights, topk_ids = check_routing(name, routing)
     _check_devices(name, num_experts, num_devices)
-    _checks.is_number(name, "factor", factor, low=0.0)
     affinity = topk_weights if affinity is None else affinity
     _checks.is_tensor(name, "affinity", affinity, _checks.DATA_DTYPES)
     _checks.has_shape(name, "affinity", affinity, "num_tokens, top_k", topk_ids.shape)
@@ -61,7 +76,7 @@ def limit_device_load(
     is_expert = (topk_ids >= 0) & (topk_ids < num_experts)
     device_ids = topk_ids.div(num_experts // num_devices, rounding_mode="floor").where(is_expert, -1)
     positions, counts = slot_positions(device_ids, num_devices, priority=affinity)
-    numerator, denominator = exact_ratio(factor)
+    numerator, denominator = ratio
     budget = (counts.sum(dtype=torch.int64) * numerator).div(denominator * num_devices, rounding_mode="floor")
     keep = positions < budget
     if protected is not None:
@@ -117,6 +132,7 @@ class DeviceCapacity(nn.Module):
         self.num_experts = num_experts
         self.num_devices = num_devices
         self.factor = factor
+        self._ratio = exact_ratio(factor)
         self.protect_rate = protect_rate
         self.renormalize = renormalize
 
@@ -138,14 +154,7 @@ class DeviceCapacity(nn.Module):
             protected = protect_sequences(
                 topk_ids.shape[0], num_sequences, rate=self.protect_rate, device=topk_ids.device
             )
-        return limit_device_load(
-            routing,
-            self.num_experts,
-            self.num_devices,
-            factor=self.factor,
-            protected=protected,
-            renormalize=self.renormalize,
-        )
+        return _limit(routing, self.num_experts, self.num_devices, self._ratio, None, protected, self.renormalize, EPS)
 
     def extra_repr(self) -> str:
         return (

@@ -3,12 +3,15 @@
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from moe_ext.ops import expert_choice, route
 from moe_ext.ops._precision import no_autocast, wide
 from moe_ext.ops.types import Routing
 from moe_ext.routing._precision import Float32Module
+from moe_ext.routing._recomputation import assign_unless_recomputing, recomputing
+from moe_ext.routing.capacity_rules import PreparedRule, make_rule
 
 Inference = Literal["choice", "threshold"]
 
@@ -27,7 +30,7 @@ class ExpertChoice(Float32Module):
 
     * `inference="threshold"`: while training, `threshold` [E] follows the score at which each expert's capacity ends
       (a running quantile), and with `.eval()` a token takes the experts whose threshold it reaches, whatever the other
-      tokens do. What training sees stays as above. Checkpointing that recomputes the forward moves the average twice.
+      tokens do. What training sees stays as above. A forward that a checkpoint recomputes moves them once.
     * `CausalExpertChoice` chooses among earlier tokens only, in training too.
 
     Args:
@@ -39,6 +42,9 @@ class ExpertChoice(Float32Module):
             `num_sequences` of the call goes before it.
         inference: how `.eval()` routes, see above.
         momentum: share of the newest score in the running thresholds.
+        process_group: the ranks whose tokens make the thresholds, by an all-reduce of 2 E numbers in every forward
+            while training. None: this rank's tokens alone, and with DistributedDataParallel, which broadcasts buffers,
+            those of rank 0.
         device: of the buffers.
 
     Raises:
@@ -57,6 +63,7 @@ class ExpertChoice(Float32Module):
         group_size: int | None = None,
         inference: Inference = "choice",
         momentum: float = 0.01,
+        process_group: Any = None,
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
@@ -65,12 +72,16 @@ class ExpertChoice(Float32Module):
         if not 0 < momentum <= 1:
             raise ValueError(f"ExpertChoice: momentum must be in (0, 1], got {momentum}")
         check_options("ExpertChoice", num_experts, capacity_factor, max_experts_per_token, group_size)
+        if process_group is not None and inference != "threshold":
+            raise ValueError(f"ExpertChoice: process_group needs inference='threshold', got {inference!r}")
         self.num_experts = num_experts
         self.capacity_factor = capacity_factor
+        self.rule = capacity_rule(capacity_factor)
         self.max_experts_per_token = num_experts if max_experts_per_token is None else max_experts_per_token
         self.group_size = group_size
         self.inference = inference
         self.momentum = momentum
+        self.process_group = process_group
         tracks = inference == "threshold"
         self.register_buffer("threshold", torch.zeros(num_experts, device=device) if tracks else None)
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64, device=device) if tracks else None)
@@ -100,10 +111,9 @@ class ExpertChoice(Float32Module):
             num_tokens = router_logits.shape[0]
             num_groups = count_groups("ExpertChoice", num_tokens, self.group_size, num_sequences)
             group_size = num_tokens // num_groups
-            capacity = expert_capacity(group_size, self.num_experts, self.capacity_factor)
             choices = expert_choice(
                 scores,
-                capacity,
+                self.rule.capacity(group_size, self.num_experts, 1),
                 num_groups=num_groups,
                 token_mask=token_mask,
                 max_experts_per_token=self.max_experts_per_token,
@@ -127,21 +137,29 @@ class ExpertChoice(Float32Module):
     @torch.no_grad()
     def _follow(self, scores: Tensor, token_ids: Tensor, token_mask: Tensor | None, group_size: int) -> None:
         """Moves `threshold` towards the mean over groups of the score of the last token that fits the capacity."""
-        num_groups, num_experts, capacity = token_ids.shape
-        if capacity == 0:
+        if recomputing():
             return
-        last = torch.full((num_groups,), capacity - 1, device=scores.device)
-        if token_mask is not None:  # the capacity is that of the whole group; this is the part of what is there
-            present = token_mask.view(num_groups, group_size).sum(1)
-            last = (present * self.capacity_factor / num_experts).floor().long().clamp(1, capacity) - 1
-        tokens = token_ids.gather(2, last.view(-1, 1, 1).expand(-1, num_experts, 1)).squeeze(2).long()
-        found = tokens >= 0
-        experts = torch.arange(num_experts, device=scores.device)
-        at_the_end = torch.where(found, scores[tokens.clamp(min=0), experts], 0.0).sum(0) / found.sum(0).clamp(min=1)
+        num_groups, num_experts, capacity = token_ids.shape
+        # Sum of those scores, and how many they are. Without tokens there are none, but other ranks wait for this one.
+        ends = scores.new_zeros((2, num_experts))
+        if capacity > 0:
+            last = torch.full((num_groups,), capacity - 1, device=scores.device)
+            if token_mask is not None:  # the capacity is that of the whole group; this is the part of what is there
+                present = token_mask.view(num_groups, group_size).sum(1)
+                last = capacity_on_device(present, num_experts, self.rule).clamp(max=capacity) - 1
+            tokens = token_ids.gather(2, last.view(-1, 1, 1).expand(-1, num_experts, 1)).squeeze(2).long()
+            found = tokens >= 0
+            experts = torch.arange(num_experts, device=scores.device)
+            at_the_end = torch.where(found, scores[tokens.clamp(min=0), experts], 0.0)
+            ends = torch.stack([at_the_end.sum(0), found.sum(0).to(scores.dtype)])
+        if self.process_group is not None:
+            dist.all_reduce(ends, group=self.process_group)
+        newest = (ends[0] / ends[1].clamp(min=1)).float()
+        known = (ends[1] > 0) & newest.isfinite()
         step = torch.where(self.num_updates == 0, 1.0, self.momentum)
-        known = found.any(0) & at_the_end.isfinite()
-        self.threshold.copy_(torch.where(known, torch.lerp(self.threshold, at_the_end.float(), step), self.threshold))
-        self.num_updates += 1
+        moved = torch.where(known, torch.lerp(self.threshold, newest, step), self.threshold)
+        assign_unless_recomputing(self.threshold, moved)
+        assign_unless_recomputing(self.num_updates, self.num_updates + known.any())
 
     def extra_repr(self) -> str:
         return (
@@ -180,17 +198,25 @@ def count_groups(name: str, num_tokens: int, group_size: int | None, num_sequenc
     return num_tokens // group_size
 
 
-def expert_capacity(group_size: int, num_experts: int, capacity_factor: float) -> int:
+def capacity_rule(capacity_factor: float) -> PreparedRule:
     """k = floor(c n / E) tokens for each expert, at least one if there is one."""
-    return min(max(1, int(group_size * capacity_factor / num_experts)), group_size)
+    return make_rule("routing.ExpertChoice", "expert_choice", float(capacity_factor), None)
+
+
+def capacity_on_device(num_tokens: Tensor, num_experts: int, rule: PreparedRule) -> Tensor:
+    """k of int64 numbers on a device; at least one even of none."""
+    assert rule.factor is not None
+    numerator, denominator = rule.factor
+    return (num_tokens * numerator).div(denominator * num_experts, rounding_mode="floor").clamp(min=1)
 
 
 def rows_of_all_groups(selection: Any, num_tokens: int, num_sequences: int | None) -> int:
     """How many tokens all experts of an `ExpertChoice` or `ExpertChoiceCapped` take together at most."""
     name = type(selection).__name__
     num_groups = count_groups(name, num_tokens, selection.group_size, num_sequences)
-    capacity = expert_capacity(num_tokens // num_groups, selection.num_experts, selection.capacity_factor)
-    return num_groups * selection.num_experts * capacity
+    return (
+        num_groups * selection.num_experts * selection.rule.capacity(num_tokens // num_groups, selection.num_experts, 1)
+    )
 
 
 def masked_scores(router_logits: Tensor, token_mask: Tensor | None) -> Tensor:

@@ -9,9 +9,9 @@ from moe_ext.ops import expert_choice
 from moe_ext.ops._precision import no_autocast
 from moe_ext.ops.types import Routing
 from moe_ext.routing.expert_choice import (
+    capacity_rule,
     check_options,
     count_groups,
-    expert_capacity,
     masked_scores,
     rows_of_all_groups,
     weights_at,
@@ -70,6 +70,7 @@ class ExpertChoiceCapped(nn.Module):
             raise ValueError(f"{name}: num_iterations must be at least 0, got {num_iterations}")
         self.num_experts = num_experts
         self.capacity_factor = capacity_factor
+        self.rule = capacity_rule(capacity_factor)
         self.max_experts_per_token = max_experts_per_token
         self.group_size = group_size
         self.temperature = temperature
@@ -91,7 +92,7 @@ class ExpertChoiceCapped(nn.Module):
         with no_autocast(router_logits.device.type):
             num_tokens = router_logits.shape[0]
             num_groups = count_groups("ExpertChoiceCapped", num_tokens, self.group_size, num_sequences)
-            capacity = expert_capacity(num_tokens // num_groups, self.num_experts, self.capacity_factor)
+            capacity = self.rule.capacity(num_tokens // num_groups, self.num_experts, 1)
             scores = masked_scores(router_logits, token_mask)
             with torch.no_grad():
                 ranked = scores if token_mask is None else scores.masked_fill(~token_mask[:, None], _NOWHERE)
