@@ -16,16 +16,8 @@ def moe(layer: MoE, x: Tensor) -> Tensor:
     weights, ids = reference.route(
         logits,
         router.top_k,
-        score=router.score,
-        softmax_after=router.softmax_after,
         bias=router.expert_bias,
-        num_groups=router.num_groups,
-        topk_groups=router.topk_groups,
-        group_top=router.group_top,
-        group_fill=router.group_fill,
-        renormalize=router.renormalize,
-        eps=router.eps,
-        scale=router.scale,
+        **router.options,
     )
     rows = []
     for t in range(tokens.shape[0]):

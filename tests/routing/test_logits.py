@@ -183,9 +183,9 @@ def test_errors_and_repr() -> None:
     with pytest.raises(ValueError, match="temperature must be positive"):
         CosineLogits(H, E, temperature=0.0)
     for module in (TaskLogits(H, E, TASKS), TaskEmbeddingLogits(5, E, TASKS)):
-        with pytest.raises(ValueError, match="needs task_ids"):
+        with pytest.raises(ValueError, match="task_ids is needed"):
             module(torch.randn(T, H))
-        with pytest.raises(ValueError, match=r"task_ids must be \[num_tokens\]"):
+        with pytest.raises(ValueError, match=r"task_ids must be \[T\] = \(12,\)"):
             module(torch.randn(T, H), task_ids=TASK_IDS[1:])
         assert "num_tasks=3" in repr(module)
     assert "routing_dim=4" in repr(CosineLogits(H, E, 4))

@@ -298,5 +298,5 @@ def test_errors_of_tables() -> None:
         TaskExperts(torch.zeros(2, 2))
     with pytest.raises(ValueError, match=r"table must be \[num_tasks, top_k\]"):
         TaskExperts(torch.zeros(2, dtype=torch.int32))
-    with pytest.raises(ValueError, match="TaskExperts: needs task_ids"):
+    with pytest.raises(ValueError, match="TaskExperts: task_ids is needed"):
         TaskExperts(torch.zeros(2, 2, dtype=torch.int32))(torch.zeros(T, E))

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from moe_ext import reference
-from moe_ext.routing import TopKRouter
+from moe_ext.routing import Jitter, TopKRouter
 
 T, H, E, K = 64, 32, 16, 4
 
@@ -132,3 +132,11 @@ def test_repr_and_errors() -> None:
     assert text == "TopKRouter(hidden_size=32, num_experts=16, top_k=4, score='sigmoid', expert_bias=True)"
     with pytest.raises(ValueError, match="top_k must be in 1"):
         TopKRouter(H, E, E + 1)
+
+
+def test_jitter_is_drawn_again_as_it_was_and_is_that_of_the_module() -> None:
+    router, x = TopKRouter(H, E, K, jitter=0.01), torch.randn(T, H)
+    torch.manual_seed(1)
+    logits = router(x).router_logits
+    torch.manual_seed(1)
+    torch.testing.assert_close(logits, Jitter(0.01)(x) @ router.weight.T)

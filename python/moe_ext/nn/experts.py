@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from moe_ext.nn.activations import is_gated
 from moe_ext.nn.hidden_dropout import experts_with_dropout
-from moe_ext.nn.init import init_weight
 from moe_ext.nn.quantized_experts import QuantizedExperts
 from moe_ext.ops import PackedExperts, fused_experts, quantize_experts
+from moe_ext.routing._gate import init_weight
 
 
 class Experts(nn.Module):

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moe_ext.nn.activations import activate, is_gated
-from moe_ext.nn.init import init_weight
+from moe_ext.routing._gate import init_weight
 
 
 class SharedExpert(nn.Module):

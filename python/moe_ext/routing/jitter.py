@@ -4,7 +4,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
-from moe_ext.ops._precision import no_autocast, wide
+from moe_ext.ops._precision import wide
 from moe_ext.routing._random import draw_seed, random
 
 JitterScope = Literal["router", "all"]
@@ -38,11 +38,13 @@ class Jitter(nn.Module):
         """Any shape -> the same: float32 (float64 for float64 x) with `scope="router"`, else in the dtype of x."""
         if not self.training or self.eps == 0:
             return x
-        with no_autocast(x.device.type):
-            uniform = random(draw_seed(x.device), tuple(x.shape), "uniform")
-            jittered = wide(x) * (1 - self.eps + 2 * self.eps * uniform)
-            # A router in float32 keeps what bfloat16, whose steps are nearly half of eps, would round away.
-            return jittered if self.scope == "router" else jittered.to(x.dtype)
+        # A router in float32 keeps what bfloat16, whose steps are nearly half of eps, would round away.
+        return jittered(x, self.eps) if self.scope == "router" else jittered(x, self.eps).to(x.dtype)
 
     def extra_repr(self) -> str:
         return f"eps={self.eps}, scope={self.scope!r}"
+
+
+def jittered(x: Tensor, eps: float) -> Tensor:
+    """`x * u`, u ~ U(1 - eps, 1 + eps): any shape -> the same, float32 (float64 for float64 x)."""
+    return wide(x) * (1 - eps + 2 * eps * random(draw_seed(x.device), tuple(x.shape), "uniform"))

@@ -1,6 +1,5 @@
 """From hidden states to router logits: the first of the three parts of a `Router`."""
 
-import math
 from typing import Any
 
 import torch
@@ -8,10 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moe_ext.ops._precision import no_autocast, wide
+from moe_ext.routing._gate import LinearGate, init_weight
 from moe_ext.routing._precision import Float32Module
 
 
-class LinearLogits(Float32Module):
+class LinearLogits(LinearGate):
     """`router_logits = x W^T (+ b)` in float32: the gate of nearly every MoE model.
 
     On CUDA the product follows PyTorch's own switch for TF32, which is off by default.
@@ -25,9 +25,6 @@ class LinearLogits(Float32Module):
         device: where to create the parameters. There is no dtype: they are float32.
     """
 
-    weight: nn.Parameter
-    bias: nn.Parameter | None
-
     def __init__(
         self,
         hidden_size: int,
@@ -38,33 +35,11 @@ class LinearLogits(Float32Module):
         truncate: bool = False,
         device: torch.device | str | None = None,
     ) -> None:
-        super().__init__()
-        self.hidden_size = hidden_size
-        self.num_experts = num_experts
-        self.init_std = init_std
-        self.truncate = truncate
-        float32: dict[str, Any] = {"device": device, "dtype": torch.float32}
-        self.weight = nn.Parameter(torch.empty(num_experts, hidden_size, **float32))
-        self.bias = nn.Parameter(torch.empty(num_experts, **float32)) if bias else None
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """(Re)initialise the weight; set the bias to zero."""
-        if self.init_std is None:
-            bound = 1 / math.sqrt(self.hidden_size)
-            nn.init.uniform_(self.weight, -bound, bound)
-        elif self.truncate and self.init_std > 0:
-            nn.init.trunc_normal_(self.weight, std=self.init_std, a=-2 * self.init_std, b=2 * self.init_std)
-        else:
-            nn.init.normal_(self.weight, std=self.init_std)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
+        super().__init__(hidden_size, num_experts, bias=bias, init_std=init_std, truncate=truncate, device=device)
 
     def forward(self, x: Tensor) -> Tensor:
         """[T, H] of any float dtype -> [T, E] float32 (float64 for float64 x)."""
-        with no_autocast(x.device.type):
-            x = wide(x)
-            return F.linear(x, self.weight.to(x.dtype), None if self.bias is None else self.bias.to(x.dtype))
+        return self.linear(x)
 
     def extra_repr(self) -> str:
         return f"hidden_size={self.hidden_size}, num_experts={self.num_experts}, bias={self.bias is not None}"
@@ -140,8 +115,7 @@ class CosineLogits(Float32Module):
     def reset_parameters(self) -> None:
         """(Re)initialise: W as `nn.Linear` does, the e_i orthogonally, tau as given."""
         if self.projection is not None:
-            bound = 1 / math.sqrt(self.hidden_size)
-            nn.init.uniform_(self.projection, -bound, bound)
+            init_weight(self.projection, self.hidden_size, None)
         nn.init.orthogonal_(self.expert_embeddings, gain=self.init_gain)
         if self.temperature is not None and self.init_temperature is not None:
             nn.init.constant_(self.temperature, self.init_temperature)

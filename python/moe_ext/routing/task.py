@@ -1,6 +1,5 @@
 """Routing by task: a gate per task, a gate on the task's embedding, or a table."""
 
-import math
 from typing import Any
 
 import torch
@@ -10,7 +9,9 @@ from torch import Tensor, nn
 from moe_ext.ops import combine, gather_rows, grouped_gemm, permute
 from moe_ext.ops._precision import no_autocast, wide
 from moe_ext.ops.types import Routing
+from moe_ext.routing._gate import init_weight
 from moe_ext.routing._precision import Float32Module
+from moe_ext.routing._side_inputs import checked_ids
 
 
 class TaskLogits(Float32Module):
@@ -46,11 +47,7 @@ class TaskLogits(Float32Module):
 
     def reset_parameters(self) -> None:
         """(Re)initialise the weight."""
-        if self.init_std is None:
-            bound = 1 / math.sqrt(self.hidden_size)
-            nn.init.uniform_(self.weight, -bound, bound)
-        else:
-            nn.init.normal_(self.weight, std=self.init_std)
+        init_weight(self.weight, self.hidden_size, self.init_std)
 
     def forward(self, x: Tensor, *, task_ids: Tensor | None = None) -> Tensor:
         """[T, H] of any float dtype, task_ids [T] int32 or int64 -> [T, E] float32 (float64 for float64 x).
@@ -58,9 +55,9 @@ class TaskLogits(Float32Module):
         Logits of a token whose id is no task are 0.
 
         Raises:
-            ValueError: no `task_ids`, or not [T].
+            TypeError: `task_ids` that are no integers. ValueError: no `task_ids`, or not [T].
         """
-        task_ids = _checked("TaskLogits", task_ids, x)
+        task_ids = checked_ids("TaskLogits", "task_ids", task_ids, num_tokens=x.shape[0])
         with no_autocast(x.device.type):
             x = wide(x)
             perm = permute(task_ids[:, None], self.num_tasks)
@@ -77,7 +74,8 @@ class TaskEmbeddingLogits(Float32Module):
     Because a task's logits need no tokens, the experts that it will use are known beforehand:
     `router(x, task_ids=...)` on one row per task names them. Noise is drawn per token and would part them.
 
-    With `hidden_size` the gate sees the token as well, `W [x; e]` (task-aware gating, arXiv:2204.07689).
+    With `hidden_size` the gate sees the token as well, `W [x; e]` (task-aware gating, arXiv:2204.07689). The clusters
+    of instructions that decide in MoCLE (arXiv:2312.12379) are tasks in this sense.
 
     Args:
         embedding_dim, num_experts, num_tasks: D, E, number of tasks.
@@ -114,11 +112,7 @@ class TaskEmbeddingLogits(Float32Module):
     def reset_parameters(self) -> None:
         """(Re)initialise embeddings and weight."""
         nn.init.normal_(self.embedding)
-        if self.init_std is None:
-            bound = 1 / math.sqrt(self.weight.shape[1])
-            nn.init.uniform_(self.weight, -bound, bound)
-        else:
-            nn.init.normal_(self.weight, std=self.init_std)
+        init_weight(self.weight, self.weight.shape[1], self.init_std)
 
     def forward(self, x: Tensor, *, task_ids: Tensor | None = None) -> Tensor:
         """[T, H] of any float dtype, task_ids [T] int32 or int64 -> [T, E] float32 (float64 for float64 x).
@@ -126,9 +120,9 @@ class TaskEmbeddingLogits(Float32Module):
         A token whose id is no task has an embedding of zeros.
 
         Raises:
-            ValueError: no `task_ids`, or not [T].
+            TypeError: `task_ids` that are no integers. ValueError: no `task_ids`, or not [T].
         """
-        task_ids = _checked("TaskEmbeddingLogits", task_ids, x)
+        task_ids = checked_ids("TaskEmbeddingLogits", "task_ids", task_ids, num_tokens=x.shape[0])
         with no_autocast(x.device.type):
             x = wide(x)
             weight = self.weight.to(x.dtype)
@@ -175,9 +169,9 @@ class TaskExperts(nn.Module):
         """[T, E], task_ids [T] -> weights [T, K], ids [T, K]; none for a token whose id is no task.
 
         Raises:
-            ValueError: no `task_ids`, or not [T].
+            TypeError: `task_ids` that are no integers. ValueError: no `task_ids`, or not [T].
         """
-        task_ids = _checked("TaskExperts", task_ids, router_logits)
+        task_ids = checked_ids("TaskExperts", "task_ids", task_ids, num_tokens=router_logits.shape[0])
         known = (task_ids >= 0) & (task_ids < self.table.shape[0])
         topk_ids = self.table.index_select(0, torch.where(known, task_ids, 0))
         topk_ids = torch.where(known[:, None], topk_ids, -1)
@@ -186,11 +180,3 @@ class TaskExperts(nn.Module):
         if self.average:
             weights = weights / weights.sum(dim=1, keepdim=True).clamp(min=1)
         return Routing(weights, topk_ids)
-
-
-def _checked(name: str, task_ids: Tensor | None, tokens: Tensor) -> Tensor:
-    if task_ids is None:
-        raise ValueError(f"{name}: needs task_ids [num_tokens], got none")
-    if task_ids.shape != tokens.shape[:1]:
-        raise ValueError(f"{name}: task_ids must be [num_tokens] = ({tokens.shape[0]},), got {tuple(task_ids.shape)}")
-    return task_ids

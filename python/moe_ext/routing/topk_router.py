@@ -1,20 +1,18 @@
 """A linear router with top-k selection: the score of every MoE model in one module."""
 
-import math
 from typing import Any, Literal, overload
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moe_ext.ops import RoutingWithStatistics, route, route_with_statistics
-from moe_ext.ops._precision import no_autocast
-from moe_ext.routing._precision import Float32Module
+from moe_ext.routing._gate import LinearGate
 from moe_ext.routing.expert_bias import UpdateMode, update_expert_bias
+from moe_ext.routing.jitter import jittered
 from moe_ext.routing.router import RouterOutput
 
 
-class TopKRouter(Float32Module):
+class TopKRouter(LinearGate):
     """`router_logits = x W^T (+ b)` in float32, then `moe_ext.route`.
 
     The router stays in float32 whatever surrounds it: the weight and the expert bias are float32 and refuse to be
@@ -31,14 +29,12 @@ class TopKRouter(Float32Module):
         expert_bias: keep a float32 buffer [E] that is added to the scores for the selection only and that
             `update_expert_bias` moves (DeepSeek-V3). A buffer: no optimizer, weight decay or gradient touches it.
         jitter: eps of the multiplicative noise U(1 - eps, 1 + eps) on the router's copy of x while training
-            (Switch Transformer; 1e-2 there). 0 for none.
+            (Switch Transformer; 1e-2 there), as `moe_ext.routing.Jitter` draws it. 0 for none.
         init_std: standard deviation of the weight's normal initialisation; None for that of `nn.Linear`,
             U(-1/sqrt(H), 1/sqrt(H)), which is also DeepSeek's.
         device: where to create the parameters. There is no dtype: see above.
     """
 
-    weight: nn.Parameter
-    bias: nn.Parameter | None
     expert_bias: Tensor | None
 
     def __init__(
@@ -63,53 +59,39 @@ class TopKRouter(Float32Module):
         init_std: float | None = None,
         device: torch.device | str | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(hidden_size, num_experts, bias=bias, init_std=init_std, device=device)
         if not 1 <= top_k <= num_experts:
             raise ValueError(f"TopKRouter: top_k must be in 1..num_experts={num_experts}, got {top_k}")
-        self.hidden_size = hidden_size
-        self.num_experts = num_experts
         self.top_k = top_k
         self.score = score
-        self.softmax_after = softmax_after
-        self.num_groups = num_groups
-        self.topk_groups = topk_groups
-        self.group_top = group_top
-        self.group_fill = group_fill
-        self.renormalize = renormalize
-        self.eps = eps
-        self.scale = scale
         self.nonfinite = nonfinite
         self.jitter = jitter
-        self.init_std = init_std
-        float32: dict[str, Any] = {"device": device, "dtype": torch.float32}
-        self.weight = nn.Parameter(torch.empty(num_experts, hidden_size, **float32))
-        if bias:
-            self.bias = nn.Parameter(torch.empty(num_experts, **float32))
-        else:
-            self.register_parameter("bias", None)
-        self.register_buffer("expert_bias", torch.empty(num_experts, **float32) if expert_bias else None)
-        self.reset_parameters()
+        self.options: dict[str, Any] = {
+            "score": score,
+            "softmax_after": softmax_after,
+            "num_groups": num_groups,
+            "topk_groups": topk_groups,
+            "group_top": group_top,
+            "group_fill": group_fill,
+            "renormalize": renormalize,
+            "eps": eps,
+            "scale": scale,
+            "nonfinite": nonfinite,
+        }
+        self.register_buffer(
+            "expert_bias", torch.zeros(num_experts, dtype=torch.float32, device=device) if expert_bias else None
+        )
 
     def reset_parameters(self) -> None:
         """(Re)initialise the weight; set the biases to zero."""
-        if self.init_std is None:
-            bound = 1 / math.sqrt(self.hidden_size)
-            nn.init.uniform_(self.weight, -bound, bound)
-        else:
-            nn.init.normal_(self.weight, std=self.init_std)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
-        if self.expert_bias is not None:
-            nn.init.zeros_(self.expert_bias)
+        super().reset_parameters()
+        expert_bias = getattr(self, "expert_bias", None)  # not there yet when it is called for the first time
+        if expert_bias is not None:
+            nn.init.zeros_(expert_bias)
 
     def compute_logits(self, x: Tensor) -> Tensor:
         """[T, H] -> router_logits [T, E], float32 (float64 for float64 x), with jitter while training."""
-        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        with no_autocast(x.device.type):
-            x = x.to(dtype)
-            if self.training and self.jitter > 0:
-                x = x * torch.empty_like(x).uniform_(1 - self.jitter, 1 + self.jitter)
-            return F.linear(x, self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype))
+        return self.linear(jittered(x, self.jitter) if self.training and self.jitter > 0 else x)
 
     @overload
     def forward(self, x: Tensor, *, statistics: Literal[False] = False) -> RouterOutput: ...
@@ -128,24 +110,9 @@ class TopKRouter(Float32Module):
         """
         router_logits = self.compute_logits(x)
         if not statistics:
-            return RouterOutput(*route(router_logits, self.top_k, **self._route_options()), router_logits)
-        routing = route_with_statistics(router_logits, self.top_k, **self._route_options())
+            return RouterOutput(*route(router_logits, self.top_k, bias=self.expert_bias, **self.options), router_logits)
+        routing = route_with_statistics(router_logits, self.top_k, bias=self.expert_bias, **self.options)
         return RouterOutput(routing.topk_weights, routing.topk_ids, router_logits), routing
-
-    def _route_options(self) -> dict[str, Any]:
-        return {
-            "score": self.score,
-            "softmax_after": self.softmax_after,
-            "bias": self.expert_bias,
-            "num_groups": self.num_groups,
-            "topk_groups": self.topk_groups,
-            "group_top": self.group_top,
-            "group_fill": self.group_fill,
-            "renormalize": self.renormalize,
-            "eps": self.eps,
-            "scale": self.scale,
-            "nonfinite": self.nonfinite,
-        }
 
     def update_expert_bias(self, counts: Tensor, rate: float = 1e-3, mode: UpdateMode = "sign") -> None:
         """Move `expert_bias` against the load `counts` [E]; see `moe_ext.routing.update_expert_bias`."""
@@ -155,20 +122,8 @@ class TopKRouter(Float32Module):
 
     def extra_repr(self) -> str:
         parts = [f"hidden_size={self.hidden_size}, num_experts={self.num_experts}, top_k={self.top_k}"]
-        defaults: dict[str, Any] = {
-            "score": "softmax",
-            "softmax_after": False,
-            "num_groups": 1,
-            "topk_groups": 1,
-            "group_top": 1,
-            "group_fill": "-inf",
-            "renormalize": False,
-            "scale": 1.0,
-            "nonfinite": "propagate",
-            "jitter": 0.0,
-        }
-        parts += [
-            f"{name}={getattr(self, name)!r}" for name, default in defaults.items() if getattr(self, name) != default
-        ]
+        defaults = route.__kwdefaults__ | {"jitter": 0.0}
+        values = self.options | {"jitter": self.jitter}
+        parts += [f"{name}={value!r}" for name, value in values.items() if value != defaults[name]]
         parts += [f"{name}=True" for name in ("bias", "expert_bias") if getattr(self, name) is not None]
         return ", ".join(parts)
