@@ -7,7 +7,18 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from moe_ext.routing import GaussianNoise, GumbelNoise, Jitter, LearnedNoise, LinearLogits, Router, TaskLogits, TopK
+from moe_ext.losses import load_loss
+from moe_ext.routing import (
+    GaussianNoise,
+    GumbelNoise,
+    Jitter,
+    LearnedNoise,
+    LinearLogits,
+    Router,
+    TaskLogits,
+    TopK,
+    published,
+)
 from tests.losses.worked_example import logits
 
 T, H, E = 4096, 6, 8
@@ -27,6 +38,46 @@ def test_learned_noise_of_the_worked_example() -> None:
     torch.testing.assert_close(noise.std(x), torch.full((1, 4), math.log(2), dtype=torch.float64))
     expected = torch.tensor([[2.069315, 0.861371, 0.207944, -1.0]], dtype=torch.float64)
     torch.testing.assert_close(noise(logits()[:1], x, sample=sample), expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "build", [lambda: published.noisy_top_k(H, E, 2, init_std=0.3), lambda: published.v_moe(H, E, 2)]
+)
+def test_a_router_hands_over_what_the_loss_on_the_load_takes(build) -> None:
+    router, x = build(), torch.randn(16, H)
+    torch.manual_seed(2)
+    expected = router(x)
+    torch.manual_seed(2)
+    output, noise = router(x, return_noise=True)
+    for a, b in zip(output, expected, strict=True):
+        assert torch.equal(a, b)
+    assert torch.equal(noise.noisy_logits, output.router_logits)
+    assert torch.equal(noise.clean_logits, router.logits(x))
+    std = router.noise.std(x) if isinstance(router.noise, LearnedNoise) else 1 / E
+    assert torch.as_tensor(noise.noise_std == std).all()
+    gradients = torch.autograd.grad(load_loss(*noise, 2), list(router.parameters()))
+    assert all((grad != 0).any() for grad in gradients)
+    # Without noise the load is still that of the noise there would be.
+    _, noise = router.eval()(x, return_noise=True)
+    assert torch.equal(noise.noisy_logits, noise.clean_logits)
+    assert load_loss(*noise, 2).isfinite()
+
+
+def test_the_noise_of_a_task_and_in_one_graph() -> None:
+    router = published.mod_squad(H, E, 2, 3, noise_at_eval=False).eval()
+    x, task_ids = torch.randn(16, H), torch.arange(16) % 3
+    compiled = torch.compile(router, fullgraph=True, backend="aot_eager")
+    expected = router(x, task_ids=task_ids, return_noise=True)
+    for a, b in zip(compiled(x, task_ids=task_ids, return_noise=True), expected, strict=True):
+        for c, d in zip(a, b, strict=True):
+            torch.testing.assert_close(c, d)
+
+
+@pytest.mark.parametrize("noise", [None, GumbelNoise()])
+def test_no_normal_noise_has_no_deviation_to_hand_over(noise: nn.Module | None) -> None:
+    router = Router(LinearLogits(H, E), TopK(E, 2), noise=noise)
+    with pytest.raises(ValueError, match="return_noise=True needs GaussianNoise or LearnedNoise, got"):
+        router(torch.randn(4, H), return_noise=True)
 
 
 @noises

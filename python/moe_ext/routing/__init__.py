@@ -30,7 +30,7 @@ from moe_ext.routing.random_routing import RandomSelection, random_experts
 from moe_ext.routing.reinforce import SampledSelection, reinforce_loss
 from moe_ext.routing.relu_gate import ReLUSelection, SparsityController, relu_sparsity, relu_sparsity_loss
 from moe_ext.routing.rerouting import reroute_overflow
-from moe_ext.routing.router import Router, RouterOutput
+from moe_ext.routing.router import NoisyLogits, Router, RouterOutput
 from moe_ext.routing.second_expert import random_second_expert
 from moe_ext.routing.selection import MultiplicativeBias, TopK
 from moe_ext.routing.sequence import SequenceRouter, mean_of_sequences
@@ -70,6 +70,7 @@ __all__ = [
     "LearnedNoise",
     "LinearLogits",
     "MultiplicativeBias",
+    "NoisyLogits",
     "NormalizeWeights",
     "RandomLogits",
     "RandomSelection",

@@ -29,11 +29,20 @@ class _Noise(nn.Module):
         """
         if not (self.training or self.at_eval):
             return router_logits
+        return self.with_amount(router_logits, x, sample=sample, **side)[0]
+
+    def with_amount(
+        self, router_logits: Tensor, x: Tensor, *, sample: Tensor | None = None, **side: Any
+    ) -> tuple[Tensor, Tensor | float]:
+        """What `forward` returns, and the standard deviation or scale of the noise: also where there is none."""
         with no_autocast(router_logits.device.type):
             router_logits = wide(router_logits)
+            amount = self.amount(router_logits, x, **side)
+            if not (self.training or self.at_eval):
+                return router_logits, amount
             if sample is None:
                 sample = random(draw_seed(router_logits.device), tuple(router_logits.shape), self.kind)
-            return router_logits + self.amount(router_logits, x, **side) * sample.to(router_logits.dtype)
+            return router_logits + amount * sample.to(router_logits.dtype), amount
 
     def extra_repr(self) -> str:
         return f"at_eval={self.at_eval}"
@@ -41,6 +50,8 @@ class _Noise(nn.Module):
 
 class GaussianNoise(_Noise):
     """`z + std * n`, n ~ N(0, 1): V-MoE has a std of 1/E (Riquelme et al. 2021, arXiv:2106.05974).
+
+    For the loss on the smooth load see `return_noise` of `Router.forward`.
 
     Args:
         std: of the noise; None for 1/E.
@@ -91,8 +102,8 @@ class GumbelNoise(_Noise):
 class LearnedNoise(_Noise):
     """`z + softplus(r(x)) * n`, n ~ N(0, 1), where r is learned (Shazeer et al. 2017, arXiv:1701.06538, equation 4).
 
-    The sum is a reparameterised sample, so r has a gradient, as has the load loss through `std`. With r = 0, where the
-    paper starts, the deviation is ln 2.
+    The sum is a reparameterised sample, so r has a gradient, also from the loss on the smooth load, for which see
+    `return_noise` of `Router.forward`. With r = 0, where the paper starts, the deviation is ln 2.
 
     Args:
         raw_std: r, any logits module: `LinearLogits(H, E, init_std=0)` in the paper, `TaskLogits` for one per task.

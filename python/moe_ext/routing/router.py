@@ -1,6 +1,6 @@
 """A router as a composition: logits, noise while training, selection."""
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, overload
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,17 @@ class RouterOutput(NamedTuple):
     """[T, K] int32; -1 where no expert was chosen."""
     router_logits: Tensor
     """[T, E] float32 (float64 for float64 input), with the noise that the selection saw."""
+
+
+class NoisyLogits(NamedTuple):
+    """What `moe_ext.losses.load_loss` takes, in its order."""
+
+    clean_logits: Tensor
+    """[T, E], before the noise."""
+    noisy_logits: Tensor
+    """[T, E], what the selection saw; without noise (in evaluation) the clean ones."""
+    noise_std: Tensor | float
+    """The standard deviation of the noise: [T, E], or one number."""
 
 
 class Router(nn.Module):
@@ -52,13 +63,33 @@ class Router(nn.Module):
         self.selection = selection
         self.jitter = jitter
 
-    def forward(self, x: Tensor, *, gate_input: Tensor | None = None, **side: Tensor | None) -> RouterOutput:
+    @overload
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        gate_input: Tensor | None = None,
+        return_noise: Literal[False] = False,
+        **side: Tensor | None,
+    ) -> RouterOutput: ...
+    @overload
+    def forward(
+        self, x: Tensor, *, gate_input: Tensor | None = None, return_noise: Literal[True], **side: Tensor | None
+    ) -> tuple[RouterOutput, NoisyLogits]: ...
+    def forward(
+        self, x: Tensor, *, gate_input: Tensor | None = None, return_noise: bool = False, **side: Tensor | None
+    ) -> RouterOutput | tuple[RouterOutput, NoisyLogits]:
         """Route.
 
         Args:
             x: [T, H], any float dtype.
             gate_input: what the logits are computed from instead of x, [T, anything the logits module takes]: pooled
                 context, task or modality embeddings (Uni-Perceiver-MoE, arXiv:2206.04674).
+            return_noise: return `NoisyLogits` as well, for the loss on the smooth load. Normal noise only::
+
+                output, noise = router(x, return_noise=True)
+                loss = moe_ext.losses.load_loss(*noise, top_k)
+
             side: what the parts ask for beside the logits, such as `token_ids` or `task_ids`, [T] each. A selection
                 ignores what it has no use for; logits and noise get what they name in `side_inputs`.
                 `token_mask` [T] bool is seen to here: a token whose mask is False gets ids of -1 and weights of 0,
@@ -66,28 +97,43 @@ class Router(nn.Module):
 
         Raises:
             TypeError: a `token_mask` that is not bool.
-            ValueError: a `token_mask` that is not [T].
+            ValueError: a `token_mask` that is not [T]; `return_noise` without normal noise.
         """
         token_mask = side.get("token_mask")
         if token_mask is not None:
             _check_mask(token_mask, x)
-        router_logits = self.noisy_logits(x, gate_input=gate_input, **side)
+        noise = self._with_std(x, gate_input, side) if return_noise else None
+        router_logits = self.noisy_logits(x, gate_input=gate_input, **side) if noise is None else noise.noisy_logits
         topk_weights, topk_ids = self.selection(router_logits, **side)
         if token_mask is not None:
             token_mask = token_mask[:, None]
             topk_weights = torch.where(token_mask, topk_weights, 0)
             topk_ids = torch.where(token_mask, topk_ids, -1)
-        return RouterOutput(topk_weights, topk_ids, router_logits)
+        output = RouterOutput(topk_weights, topk_ids, router_logits)
+        return output if noise is None else (output, noise)
 
     def noisy_logits(self, x: Tensor, *, gate_input: Tensor | None = None, **side: Tensor | None) -> Tensor:
         """All that precedes the selection: jitter, logits, noise. Arguments as in `forward`; [T, E]."""
-        gate_input = x if gate_input is None else gate_input
-        if self.jitter is not None and self.jitter.scope == "router":
-            gate_input = self.jitter(gate_input)
-        router_logits = self.logits(gate_input, **_wanted(self.logits, side))
+        gate_input, router_logits = self._clean_logits(x, gate_input, side)
         if self.noise is not None:
             router_logits = self.noise(router_logits, gate_input, **_wanted(self.noise, side))
         return router_logits
+
+    def _clean_logits(
+        self, x: Tensor, gate_input: Tensor | None, side: dict[str, Tensor | None]
+    ) -> tuple[Tensor, Tensor]:
+        """What logits and noise are computed from, and the logits."""
+        gate_input = x if gate_input is None else gate_input
+        if self.jitter is not None and self.jitter.scope == "router":
+            gate_input = self.jitter(gate_input)
+        return gate_input, self.logits(gate_input, **_wanted(self.logits, side))
+
+    def _with_std(self, x: Tensor, gate_input: Tensor | None, side: dict[str, Tensor | None]) -> NoisyLogits:
+        if getattr(self.noise, "kind", None) != "normal":
+            name = None if self.noise is None else type(self.noise).__name__
+            raise ValueError(f"Router: return_noise=True needs GaussianNoise or LearnedNoise, got {name}")
+        gate_input, clean = self._clean_logits(x, gate_input, side)
+        return NoisyLogits(clean, *self.noise.with_amount(clean, gate_input, **_wanted(self.noise, side)))
 
     def jitter_input(self, x: Tensor) -> Tensor:
         """x as router and experts shall see it, for the layer to call before it routes.

@@ -4,8 +4,8 @@ import math
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
 
+from moe_ext.routing.fixed_logits import RandomLogits
 from moe_ext.routing.hierarchical import HierarchicalRouter
 from moe_ext.routing.jitter import Jitter
 from moe_ext.routing.logits import CosineLogits, LinearLogits
@@ -40,7 +40,10 @@ def noisy_top_k(
     """Noisy top-k gating (Shazeer et al. 2017, arXiv:1701.06538, equations 3 to 5).
 
     Both gates start at zero, so that at first the noise, with a deviation of ln 2, spreads the tokens evenly. The
-    paper's losses on importance and load belong to it; `router.noise.std(x)` is what the latter needs.
+    paper's losses on importance and load belong to it, 0.1 times each::
+
+        (topk_weights, topk_ids, _), noise = router(x, return_noise=True)
+        loss = 0.1 * losses.importance_loss(topk_weights, topk_ids, E) + 0.1 * losses.load_loss(*noise, K)
 
     Args:
         hidden_size, num_experts, top_k: H, E, K.
@@ -182,7 +185,16 @@ def v_moe(
 ) -> Router:
     """V-MoE (Riquelme et al. 2021, arXiv:2106.05974): noise of deviation 1/E, softmax, top-k, not renormalised.
 
-    Belongs to a capacity in which tokens come in the order of their best score (batch-prioritised routing).
+    Belongs to a capacity in which tokens come in the order of their best score (batch-prioritised routing), and to the
+    mean of two losses, 0.005 times::
+
+        (topk_weights, topk_ids, _), noise = router(x, return_noise=True)
+        loss = losses.soft_importance_loss(noise.clean_logits) + losses.load_loss(*noise, K, exclude_self=False)
+
+    Args:
+        hidden_size, num_experts, top_k: H, E, K.
+        noise_std: of the noise on the logits while training; None for 1/E.
+        device: of the parameters.
     """
     return Router(
         LinearLogits(hidden_size, num_experts, device=device),
@@ -278,16 +290,6 @@ def mod_squad(
     return Router(gate(), NormalizeWeights(TopK(num_experts, top_k), p=None, floor=prob_floor), noise=noise)
 
 
-class _Ones(nn.Module):
-    def __init__(self, num_experts: int) -> None:
-        super().__init__()
-        self.num_experts = num_experts
-
-    def forward(self, x: Tensor) -> Tensor:
-        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-        return x.new_ones(x.shape[0], self.num_experts, dtype=dtype)
-
-
 def random_moe(num_experts: int, top_k: int, *, noise_std: float = 1e-3) -> Router:
     """Experts at random with weights of nearly 1/E: the baseline of Mod-Squad's code. Nothing is learned."""
-    return Router(_Ones(num_experts), TopK(num_experts, top_k), noise=GaussianNoise(noise_std, at_eval=True))
+    return Router(RandomLogits(num_experts, std=noise_std), TopK(num_experts, top_k))
