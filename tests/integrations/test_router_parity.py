@@ -46,6 +46,13 @@ def nllb(router: nn.Module, x: Tensor, _: Tensor | None) -> tuple[Tensor, Tensor
     return logits, weights
 
 
+def jetmoe(layer: nn.Module, x: Tensor, _: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Weights sorted by expert, and how many each expert has."""
+    _, tokens, weights, sizes, logits = layer.router(x)
+    experts = torch.arange(logits.shape[1]).repeat_interleave(torch.tensor(sizes))
+    return logits, torch.zeros_like(logits).index_put((tokens, experts), weights)
+
+
 def three_dimensional(router: nn.Module, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     return listed(lambda x, bias: router(x[None], bias), x, bias)
 
@@ -83,6 +90,8 @@ CASES = {
         "qwen3_moe", "Qwen3MoeTopKRouter", {**GLOBAL, "norm_topk_prob": False}, "qwen3_moe", {"renormalize": False}
     ),
     "olmoe": Case("olmoe", "OlmoeTopKRouter", {**GLOBAL, "norm_topk_prob": False}, "olmoe"),
+    "flex_olmo": Case("flex_olmo", "FlexOlmoTopKRouter", {**GLOBAL, "norm_topk_prob": False}, "olmoe"),
+    "qwen3_next": Case("qwen3_next", "Qwen3NextTopKRouter", {**GLOBAL, "norm_topk_prob": True}, "qwen3_moe"),
     "jamba": Case("jamba", "JambaTopKRouter", GLOBAL, "jamba"),
     "deepseek_v2": Case(
         "deepseek_v2",
@@ -124,6 +133,22 @@ CASES = {
         "Glm4MoeTopkRouter",
         {**ROUTED, "n_group": 1, "topk_group": 1, "routed_scaling_factor": 2.5, "norm_topk_prob": True},
         "glm4_moe",
+        bias="e_score_correction_bias",
+    ),
+    "glm4_moe_lite": Case(
+        "glm4_moe_lite",
+        "Glm4MoeLiteTopkRouter",
+        {**ROUTED, "n_group": 1, "topk_group": 1, "routed_scaling_factor": 1.8, "norm_topk_prob": True},
+        "glm4_moe",
+        {"scale": 1.8},
+        bias="e_score_correction_bias",
+    ),
+    "dots1": Case(
+        "dots1",
+        "Dots1TopkRouter",
+        {**ROUTED, "n_group": 4, "topk_group": 2, "routed_scaling_factor": 2.5, "norm_topk_prob": True},
+        "deepseek_v3",
+        {"num_groups": 4, "topk_groups": 2},
         bias="e_score_correction_bias",
     ),
     "minimax_m2": Case("minimax_m2", "MiniMaxM2TopKRouter", LOCAL, "minimax_m2", bias="argument"),
@@ -168,6 +193,14 @@ CASES = {
     ),
     "gpt_oss": Case("gpt_oss", "GptOssTopKRouter", LOCAL, "gpt_oss"),
     "granite_moe": Case("granitemoe", "GraniteMoeTopKRouter", LOCAL, "granite_moe", config_class="GraniteMoeConfig"),
+    "jetmoe": Case(
+        "jetmoe",
+        "JetMoeMoE",
+        {**LOCAL, "intermediate_size": 8},
+        "granite_moe",
+        theirs=jetmoe,
+        config_class="JetMoeConfig",
+    ),
     **{
         f"dbrx_{p}": Case(
             "dbrx",
@@ -284,3 +317,61 @@ def test_same_experts_weights_and_gradients(name: str) -> None:
     for a, b in zip(gradients_ours, gradients, strict=True):
         assert b.abs().max() > 1e-3
         assert largest_error(a, b) < 1e-6
+
+
+# Where the defaults of a configuration class are those of the released model (its docstring names the checkpoint).
+CONFIGURATIONS = {
+    "mixtral": ("mixtral", "MixtralConfig", "num_local_experts", "num_experts_per_tok"),
+    "minimax_m2": ("minimax_m2", "MiniMaxM2Config", "num_local_experts", "num_experts_per_tok"),
+    "qwen2_moe": ("qwen2_moe", "Qwen2MoeConfig", "num_experts", "num_experts_per_tok"),
+    "qwen3_moe": ("qwen3_moe", "Qwen3MoeConfig", "num_experts", "num_experts_per_tok"),
+    "olmoe": ("olmoe", "OlmoeConfig", "num_experts", "num_experts_per_tok"),
+    "jamba": ("jamba", "JambaConfig", "num_experts", "num_experts_per_tok"),
+    "deepseek_v3": ("deepseek_v3", "DeepseekV3Config", "n_routed_experts", "num_experts_per_tok"),
+    "ernie4_5_moe": ("ernie4_5_moe", "Ernie4_5_MoeConfig", "moe_num_experts", "moe_k"),
+    "lfm2_moe": ("lfm2_moe", "Lfm2MoeConfig", "num_experts", "num_experts_per_tok"),
+    "afmoe": ("afmoe", "AfmoeConfig", "num_experts", "num_experts_per_tok"),
+    "llama4": ("llama4", "Llama4TextConfig", "num_local_experts", "num_experts_per_tok"),
+    "phimoe": ("phimoe", "PhimoeConfig", "num_local_experts", "num_experts_per_tok"),
+    "gpt_oss": ("gpt_oss", "GptOssConfig", "num_local_experts", "num_experts_per_tok"),
+    "longcat_flash": ("longcat_flash", "LongcatFlashConfig", "n_routed_experts", "moe_topk"),
+}
+
+
+def configuration(name: str) -> Any:
+    model, config_class, *_ = CONFIGURATIONS[name]
+    try:
+        module = importlib.import_module(f"transformers.models.{model}.configuration_{model}")
+    except ImportError:
+        pytest.skip(f"transformers {transformers.__version__} has no {model}")
+    return getattr(module, config_class)()
+
+
+@pytest.mark.parametrize("name", CONFIGURATIONS)
+def test_sizes_are_those_of_the_configuration(name: str) -> None:
+    *_, experts, top_k = CONFIGURATIONS[name]
+    config = configuration(name)
+    output = getattr(published, name)(8).eval()(torch.randn(2, 8))
+    # LongCat-Flash counts its experts that compute nothing by themselves.
+    num_experts = getattr(config, experts) + getattr(config, "zero_expert_num", 0)
+    assert output.router_logits.shape[1] == num_experts
+    assert output.topk_ids.shape[1] == getattr(config, top_k)
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "attribute"),
+    [
+        ("deepseek_v3", "scale", "routed_scaling_factor"),
+        ("deepseek_v3", "num_groups", "n_group"),
+        ("deepseek_v3", "topk_groups", "topk_group"),
+        ("longcat_flash", "scale", "routed_scaling_factor"),
+        ("afmoe", "scale", "route_scale"),
+        ("lfm2_moe", "scale", "routed_scaling_factor"),
+    ],
+)
+def test_constants_are_those_of_the_configuration(name: str, option: str, attribute: str) -> None:
+    assert getattr(published, name)(8).selection.options[option] == getattr(configuration(name), attribute)
+
+
+def test_margin_of_phimoe() -> None:
+    assert published.phimoe(8).selection.margin == configuration("phimoe").router_jitter_noise

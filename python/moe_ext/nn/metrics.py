@@ -17,7 +17,7 @@ class RoutingMetrics(NamedTuple):
     load: Tensor
     """[E], share of the assigned slots per expert; 1/E each when balanced."""
     max_violation: Tensor
-    """MaxVio = (max count - mean count) / mean count, 0 when balanced (arXiv:2408.15664, eq. 4)."""
+    """MaxVio = (max count - mean count) / mean count, 0 when balanced (arXiv:2408.15664)."""
     min_violation: Tensor
     """(min count - mean count) / mean count, -1 when an expert is unused."""
     load_cv: Tensor

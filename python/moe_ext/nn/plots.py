@@ -25,7 +25,7 @@ def plot_load(counts: Tensor, *, path: str | Path | None = None, axes: Axes | No
             `MoE.expert_counts`. Copied to the CPU.
         path: where to save the picture; its suffix decides the format.
         axes: matplotlib axes to draw on; None makes a figure of its own.
-        title: text above it; MaxVio (arXiv:2408.15664, equation 4) of the worst row is added.
+        title: text above it; MaxVio (arXiv:2408.15664) of the worst row is added.
 
     Returns:
         The axes, for whoever wants to change something.

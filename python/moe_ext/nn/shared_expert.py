@@ -13,7 +13,7 @@ from moe_ext.routing._gate import init_weight
 class SharedExpert(nn.Module):
     """`y = W_down act(W_gate_up x)`, times `sigmoid(w_gate . x)` per token if `gate` is set.
 
-    N shared experts of width I are the same function as one of width N I (DeepSeekMoE, arXiv:2401.06066, eq. 9), so
+    N shared experts of width I are the same function as one of width N I (DeepSeekMoE, arXiv:2401.06066), so
     this one module stands for any number of them. The gate is that of Qwen1.5-MoE and Qwen2-MoE: one linear output
     without bias.
 

@@ -53,7 +53,7 @@ def expert_capacity(
 
     | rule | C | source |
     |---|---|---|
-    | "switch" | floor(T / E * f) [1.25] | Switch Transformer, arXiv:2101.03961, eq. 3 |
+    | "switch" | floor(T / E * f) [1.25] | Switch Transformer, arXiv:2101.03961 |
     | "switch_ceil" | ceil(T / E * f) [1.25] | the same, rounded up |
     | "gshard" | ceil(T / E * f) [2] | GShard, arXiv:2006.16668: 2 T / E for two choices |
     | "fairseq" | floor(f * ceil(T / E)) [K] | fairseq; f is a factor on top of one choice |

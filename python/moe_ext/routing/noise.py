@@ -100,7 +100,7 @@ class GumbelNoise(_Noise):
 
 
 class LearnedNoise(_Noise):
-    """`z + softplus(r(x)) * n`, n ~ N(0, 1), where r is learned (Shazeer et al. 2017, arXiv:1701.06538, equation 4).
+    """`z + softplus(r(x)) * n`, n ~ N(0, 1), where r is learned (Shazeer et al. 2017, arXiv:1701.06538).
 
     The sum is a reparameterised sample, so r has a gradient, also from the loss on the smooth load, for which see
     `return_noise` of `Router.forward`. With r = 0, where the paper starts, the deviation is ln 2.

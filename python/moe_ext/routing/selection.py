@@ -26,7 +26,7 @@ class TopK(Float32Module):
         nonfinite: as in `moe_ext.route`; or "min": what isn't finite becomes the least finite logit of the batch, as
             in the public code of BASE layers, StableMoE and X-MoE (0 if no logit is finite).
         expert_bias: keep a float32 buffer [E] that is added to the scores for the selection only (DeepSeek-V3,
-            arXiv:2412.19437, eq. 16) and that `moe_ext.routing.update_expert_bias` moves. A buffer: no optimizer,
+            arXiv:2412.19437) and that `moe_ext.routing.update_expert_bias` moves. A buffer: no optimizer,
             weight decay or gradient touches it.
         device: of the buffer.
 

@@ -3,7 +3,7 @@
 Every function takes H, E and K first, and the constants of the released model are the defaults.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -17,6 +17,29 @@ from moe_ext.routing.weights import NormalizeWeights, Reweigh
 Device = torch.device | str | None
 
 
+def _linear_top_k(
+    hidden_size: int,
+    num_experts: int,
+    top_k: int,
+    *,
+    device: Device,
+    jitter: float = 0.0,
+    jitter_scope: JitterScope = "all",
+    gate_bias: bool = False,
+    **options: Any,
+) -> Router:
+    """A linear gate, and `TopK` with these options: what most models have."""
+    return Router(
+        LinearLogits(hidden_size, num_experts, bias=gate_bias, device=device),
+        TopK(num_experts, top_k, device=device, **options),
+        jitter=_jitter(jitter, jitter_scope),
+    )
+
+
+def _jitter(eps: float, scope: JitterScope) -> Jitter | None:
+    return Jitter(eps, scope=scope) if eps else None
+
+
 def mixtral(
     hidden_size: int,
     num_experts: int = 8,
@@ -28,7 +51,7 @@ def mixtral(
 ) -> Router:
     """Mixtral 8x7B (Jiang et al. 2024, arXiv:2401.04088): softmax over the chosen logits, nobody dropped.
 
-    Softmax, top-k and a division by the sum, as public code has it, is the same. HunYuan-A13B routes so, too.
+    Softmax, top-k and a division by the sum, as public code has it, is the same. Hunyuan-A13B routes so, too.
 
     Args:
         hidden_size, num_experts, top_k: H, E, K.
@@ -36,10 +59,14 @@ def mixtral(
         jitter_scope: "all": experts see the jittered input, as in public code. "router": they don't.
         device: of the parameters.
     """
-    return Router(
-        LinearLogits(hidden_size, num_experts, device=device),
-        TopK(num_experts, top_k, softmax_after=True),
-        jitter=Jitter(jitter, scope=jitter_scope) if jitter else None,
+    return _linear_top_k(
+        hidden_size,
+        num_experts,
+        top_k,
+        softmax_after=True,
+        jitter=jitter,
+        jitter_scope=jitter_scope,
+        device=device,
     )
 
 
@@ -78,18 +105,18 @@ def dbrx(
     return Router(
         LinearLogits(hidden_size, num_experts, device=device),
         NormalizeWeights(TopK(num_experts, top_k), p=p),
-        jitter=Jitter(jitter, scope=jitter_scope) if jitter else None,
+        jitter=_jitter(jitter, jitter_scope),
     )
 
 
 def qwen2_moe(
     hidden_size: int, num_experts: int = 60, top_k: int = 4, *, renormalize: bool = False, device: Device = None
 ) -> Router:
-    """Qwen1.5-MoE-A2.7B and Qwen2-57B-A14B (E = 64, K = 8; arXiv:2407.10671): softmax, top-k, not renormalised.
+    """Qwen1.5-MoE-A2.7B, and Qwen2-57B-A14B with other sizes (arXiv:2407.10671): softmax, top-k, not renormalised.
 
     `renormalize` is their `norm_topk_prob`.
     """
-    return _softmax_top_k(hidden_size, num_experts, top_k, renormalize, device)
+    return _linear_top_k(hidden_size, num_experts, top_k, renormalize=renormalize, device=device)
 
 
 def qwen3_moe(
@@ -99,7 +126,7 @@ def qwen3_moe(
 
     `renormalize` is their `norm_topk_prob`.
     """
-    return _softmax_top_k(hidden_size, num_experts, top_k, renormalize, device)
+    return _linear_top_k(hidden_size, num_experts, top_k, renormalize=renormalize, device=device)
 
 
 def olmoe(
@@ -109,12 +136,12 @@ def olmoe(
 
     `renormalize` is its `norm_topk_prob`.
     """
-    return _softmax_top_k(hidden_size, num_experts, top_k, renormalize, device)
+    return _linear_top_k(hidden_size, num_experts, top_k, renormalize=renormalize, device=device)
 
 
 def jamba(hidden_size: int, num_experts: int = 16, top_k: int = 2, *, device: Device = None) -> Router:
     """Jamba (Lieber et al. 2024, arXiv:2403.19887): softmax, top-2 of 16, not renormalised."""
-    return _softmax_top_k(hidden_size, num_experts, top_k, False, device)
+    return _linear_top_k(hidden_size, num_experts, top_k, device=device)
 
 
 def deepseek_moe(
@@ -124,14 +151,7 @@ def deepseek_moe(
 
     `renormalize` is its `norm_topk_prob`. Two shared experts go with it.
     """
-    return _softmax_top_k(hidden_size, num_experts, top_k, renormalize and top_k > 1, device)
-
-
-def _softmax_top_k(hidden_size: int, num_experts: int, top_k: int, renormalize: bool, device: Device) -> Router:
-    return Router(
-        LinearLogits(hidden_size, num_experts, device=device),
-        TopK(num_experts, top_k, renormalize=renormalize),
-    )
+    return _linear_top_k(hidden_size, num_experts, top_k, renormalize=renormalize and top_k > 1, device=device)
 
 
 def deepseek_v2(
@@ -162,18 +182,17 @@ def deepseek_v2(
             where a softmax underflows to 0.
         device: of the parameters.
     """
-    return Router(
-        LinearLogits(hidden_size, num_experts, device=device),
-        TopK(
-            num_experts,
-            top_k,
-            num_groups=num_groups,
-            topk_groups=topk_groups,
-            group_fill=group_fill,
-            renormalize=renormalize and top_k > 1,
-            scale=scale,
-            scale_renormalized=scale_renormalized,
-        ),
+    return _linear_top_k(
+        hidden_size,
+        num_experts,
+        top_k,
+        num_groups=num_groups,
+        topk_groups=topk_groups,
+        group_fill=group_fill,
+        renormalize=renormalize and top_k > 1,
+        scale=scale,
+        scale_renormalized=scale_renormalized,
+        device=device,
     )
 
 
@@ -192,7 +211,7 @@ def deepseek_v3(
     group_fill: Literal["-inf", "0"] = "-inf",
     device: Device = None,
 ) -> Router:
-    """DeepSeek-V3 (arXiv:2412.19437, equations 13 to 16): sigmoid scores, a bias that only selects, groups, times 2.5.
+    """DeepSeek-V3 (arXiv:2412.19437): sigmoid scores, a bias that only selects, groups, times 2.5.
 
     Groups are ranked by the sum of their best two biased scores, or by the best score without a bias. Move the bias
     with `router.update_expert_bias(counts)` after each optimizer step, by 1e-3 (arXiv:2408.15664).
@@ -209,22 +228,20 @@ def deepseek_v3(
             these then win over experts of the chosen groups.
         device: of the parameters.
     """
-    return Router(
-        LinearLogits(hidden_size, num_experts, device=device),
-        TopK(
-            num_experts,
-            top_k,
-            score=score,
-            num_groups=num_groups,
-            topk_groups=topk_groups,
-            group_top=2 if expert_bias else 1,
-            group_fill=group_fill,
-            renormalize=score == "sigmoid" if renormalize is None else renormalize,
-            eps=eps,
-            scale=scale,
-            expert_bias=expert_bias,
-            device=device,
-        ),
+    return _linear_top_k(
+        hidden_size,
+        num_experts,
+        top_k,
+        score=score,
+        num_groups=num_groups,
+        topk_groups=topk_groups,
+        group_top=2 if expert_bias else 1,
+        group_fill=group_fill,
+        renormalize=score == "sigmoid" if renormalize is None else renormalize,
+        eps=eps,
+        scale=scale,
+        expert_bias=expert_bias,
+        device=device,
     )
 
 
@@ -254,13 +271,16 @@ def glm4_moe(
 
 def minimax_m2(hidden_size: int, num_experts: int = 256, top_k: int = 8, *, device: Device = None) -> Router:
     """MiniMax-M2: sigmoid scores, a bias that only selects, renormalised; no groups, no scale."""
-    return _biased_sigmoid(hidden_size, num_experts, top_k, eps=0.0, scale=1.0, device=device)
+    return _biased_sigmoid(hidden_size, num_experts, top_k, eps=0.0, device=device)
 
 
 def afmoe(
     hidden_size: int, num_experts: int = 64, top_k: int = 6, *, scale: float = 1.0, device: Device = None
 ) -> Router:
-    """AFMoE (Arcee Trinity): as `minimax_m2`, times `route_scale`. Defaults are those of its configuration class."""
+    """AFMoE (Arcee's Trinity): as `minimax_m2`, times `route_scale`.
+
+    The defaults are those of its configuration class in Transformers, not of a checkpoint.
+    """
     return _biased_sigmoid(hidden_size, num_experts, top_k, eps=1e-20, scale=scale, device=device)
 
 
@@ -279,35 +299,15 @@ def lfm2_moe(
     )
 
 
-def _biased_sigmoid(
-    hidden_size: int,
-    num_experts: int,
-    top_k: int,
-    *,
-    eps: float,
-    scale: float,
-    device: Device,
-    renormalize: bool = True,
-) -> Router:
-    return deepseek_v3(
-        hidden_size,
-        num_experts,
-        top_k,
-        num_groups=1,
-        topk_groups=1,
-        renormalize=renormalize,
-        eps=eps,
-        scale=scale,
-        device=device,
-    )
+def _biased_sigmoid(hidden_size: int, num_experts: int, top_k: int, *, device: Device, **options: Any) -> Router:
+    """`deepseek_v3` without groups."""
+    options = {"score": "sigmoid", "renormalize": True, "expert_bias": True} | options
+    return _linear_top_k(hidden_size, num_experts, top_k, device=device, **options)
 
 
 def ernie4_5_moe(hidden_size: int, num_experts: int = 64, top_k: int = 6, *, device: Device = None) -> Router:
-    """ERNIE 4.5: softmax scores, a bias that only selects, renormalised."""
-    return Router(
-        LinearLogits(hidden_size, num_experts, device=device),
-        TopK(num_experts, top_k, renormalize=True, eps=0.0, expert_bias=True, device=device),
-    )
+    """ERNIE-4.5-21B-A3B: softmax scores, a bias that only selects, renormalised."""
+    return _linear_top_k(hidden_size, num_experts, top_k, renormalize=True, eps=0.0, expert_bias=True, device=device)
 
 
 def longcat_flash(
@@ -317,10 +317,7 @@ def longcat_flash(
 
     The last 256 of its 768 experts compute nothing: they return their input.
     """
-    return Router(
-        LinearLogits(hidden_size, num_experts, device=device),
-        TopK(num_experts, top_k, scale=scale, expert_bias=True, device=device),
-    )
+    return _linear_top_k(hidden_size, num_experts, top_k, scale=scale, expert_bias=True, device=device)
 
 
 def phimoe(
@@ -345,7 +342,7 @@ def phimoe(
     return Router(
         LinearLogits(hidden_size, num_experts, device=device),
         SparseMixer(num_experts, top_k, margin=margin),
-        jitter=Jitter(jitter, scope=jitter_scope) if jitter else None,
+        jitter=_jitter(jitter, jitter_scope),
     )
 
 
@@ -363,18 +360,12 @@ def llama4(hidden_size: int, num_experts: int = 16, top_k: int = 1, *, device: D
 
 def gpt_oss(hidden_size: int, num_experts: int = 128, top_k: int = 4, *, device: Device = None) -> Router:
     """gpt-oss-120b (128 experts) and 20b (32; arXiv:2508.10925): logits with a bias, softmax over the chosen ones."""
-    return Router(
-        LinearLogits(hidden_size, num_experts, bias=True, device=device),
-        TopK(num_experts, top_k, softmax_after=True),
-    )
+    return _linear_top_k(hidden_size, num_experts, top_k, gate_bias=True, softmax_after=True, device=device)
 
 
 def granite_moe(hidden_size: int, num_experts: int = 32, top_k: int = 8, *, device: Device = None) -> Router:
-    """Granite 3.0 1B-A400M (32 experts) and 3B-A800M (40): softmax over the chosen logits.
+    """Granite 3.0 and 3.1, 1B-A400M (32 experts) and 3B-A800M (40): softmax over the chosen logits.
 
     JetMoE (8 experts, K = 2; arXiv:2404.07413) routes so, too.
     """
-    return Router(
-        LinearLogits(hidden_size, num_experts, device=device),
-        TopK(num_experts, top_k, softmax_after=True),
-    )
+    return _linear_top_k(hidden_size, num_experts, top_k, softmax_after=True, device=device)

@@ -37,7 +37,7 @@ def noisy_top_k(
     init_std: float | None = 0.0,
     device: Device = None,
 ) -> Router:
-    """Noisy top-k gating (Shazeer et al. 2017, arXiv:1701.06538, equations 3 to 5).
+    """Noisy top-k gating (Shazeer et al. 2017, arXiv:1701.06538).
 
     Both gates start at zero, so that at first the noise, with a deviation of ln 2, spreads the tokens evenly. The
     paper's losses on importance and load belong to it, 0.1 times each::
@@ -142,8 +142,8 @@ def st_moe(
 ) -> Router:
     """ST-MoE (Zoph et al. 2022, arXiv:2202.08906): GShard's pair, the second kept with probability min(1, g_2 / 0.2).
 
-    32 experts in the 32B model, 64 in the 269B one. Belongs to a capacity factor of 1.25 (2.0 in evaluation) and a
-    router z-loss of 1e-3.
+    ST-MoE-32B, which has 269B parameters, has 64 experts; smaller models have fewer. Belongs to a router z-loss and to
+    a balance loss on first choices.
     """
     return gshard(hidden_size, num_experts, second_expert=second_expert, threshold=threshold, device=device)
 
