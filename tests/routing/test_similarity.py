@@ -39,6 +39,26 @@ def test_causal_smoothing_does_not_look_ahead() -> None:
     torch.testing.assert_close(smoothing(logits, x)[:8], before[:8])
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_padding_is_heard_by_nobody(causal: bool) -> None:
+    smoothing = TokenGraphSmoothing(H, tokens_per_sequence=6, causal=causal).double()
+    torch.nn.init.normal_(smoothing.weight)
+    logits, x = torch.randn(T, E, dtype=torch.float64), torch.randn(T, H, dtype=torch.float64)
+    mask = torch.tensor([True, False, True, True, False, True] + 6 * [False])
+    spoiled = x.masked_fill(~mask[:, None], float("nan")).requires_grad_()
+    actual = smoothing(logits.masked_fill(~mask[:, None], float("nan")), spoiled, token_mask=mask)
+    expected = smooth(logits[mask], x[mask], smoothing.weight, causal)
+    torch.testing.assert_close(actual[mask], expected)
+    grads = torch.autograd.grad(actual.square().sum(), [spoiled, smoothing.weight])
+    assert all(grad.isfinite().all() for grad in grads)
+
+
+def test_a_router_gives_it_the_mask() -> None:
+    router = Router(LinearLogits(H, E), TopK(E, 2), noise=TokenGraphSmoothing(H))
+    x, mask = torch.randn(T, H), torch.arange(T) < 8
+    torch.testing.assert_close(router(x, token_mask=mask).router_logits[:8], router(x[:8]).router_logits)
+
+
 def test_in_a_router() -> None:
     router = Router(LinearLogits(H, E), TopK(E, 2), noise=TokenGraphSmoothing(H)).eval()
     x = torch.randn(T, H).bfloat16()

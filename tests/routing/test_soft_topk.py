@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from moe_ext.routing import SoftTopK, soft_topk
+from moe_ext.routing.soft_topk import find_threshold
 
 Z = torch.tensor([2.0, 1.0, 0.0, -1.0], dtype=torch.float64)
 
@@ -128,6 +129,13 @@ def test_compiles_as_one_graph() -> None:
     (a,) = torch.autograd.grad(compiled(z).topk_weights.square().sum(), z)
     (b,) = torch.autograd.grad(selection(z).topk_weights.square().sum(), z)
     torch.testing.assert_close(a, b)
+
+
+def test_the_threshold_is_an_op() -> None:
+    torch.library.opcheck(find_threshold, (torch.randn(5, 3).T, 2.0))
+    batched = torch.func.vmap(lambda z: soft_topk(z, 2), in_dims=1, out_dims=1)
+    z = torch.randn(3, 5, 4)
+    torch.testing.assert_close(batched(z), soft_topk(z.transpose(0, 1), 2).transpose(0, 1))
 
 
 def test_dtypes() -> None:

@@ -22,6 +22,8 @@ class TokenGraphSmoothing(Float32Module):
         device: of M, [H, H] float32, which starts as the identity.
     """
 
+    side_inputs = ("token_mask",)
+
     def __init__(
         self,
         hidden_size: int,
@@ -43,8 +45,11 @@ class TokenGraphSmoothing(Float32Module):
         """(Re)initialise."""
         nn.init.eye_(self.weight)
 
-    def forward(self, router_logits: Tensor, x: Tensor) -> Tensor:
+    def forward(self, router_logits: Tensor, x: Tensor, *, token_mask: Tensor | None = None) -> Tensor:
         """[T, E] and [T, H] -> [T, E] float32 (float64 for float64 logits).
+
+        Tokens with a False in `token_mask` [T] bool are heard by nobody. With a mask the [S, S] matrix of who hears
+        whom is formed.
 
         Raises:
             ValueError: T is not a multiple of `tokens_per_sequence`.
@@ -58,11 +63,23 @@ class TokenGraphSmoothing(Float32Module):
             )
         with no_autocast(x.device.type):
             logits = wide(router_logits)
+            shape = (num_tokens // size, size)
+            x = x.to(logits.dtype)
+            hears = None
+            if token_mask is not None:
+                # What they hold may be NaN.
+                x, logits = (rows.masked_fill(~token_mask[:, None], 0) for rows in (x, logits))
+                # Everybody hears itself, or a sequence of padding would divide 0 by 0.
+                itself = torch.eye(size, dtype=torch.bool, device=x.device)
+                hears = token_mask.view(shape)[:, None, :] | itself
+                hears = hears.tril() if self.causal else hears
             # Attention with the logits as values never forms the [S, S] matrix where torch knows how to avoid it.
-            tokens = x.to(logits.dtype).unflatten(0, (num_tokens // size, size))
+            tokens, values = x.unflatten(0, shape), logits.unflatten(0, shape)
             query = tokens @ self.weight.to(logits.dtype)
-            values = logits.unflatten(0, (num_tokens // size, size))
-            return F.scaled_dot_product_attention(query, tokens, values, is_causal=self.causal).flatten(0, 1)
+            smooth = F.scaled_dot_product_attention(
+                query, tokens, values, attn_mask=hears, is_causal=self.causal and hears is None
+            )
+            return smooth.flatten(0, 1)
 
     def extra_repr(self) -> str:
         return (

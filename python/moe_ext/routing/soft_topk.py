@@ -48,7 +48,7 @@ class _SoftTopK(torch.autograd.Function):
 
     @staticmethod
     def forward(z: Tensor, k: float) -> Tensor:
-        return (z - _threshold(z, k)).sigmoid()
+        return (z - find_threshold(z, k)).sigmoid()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
@@ -64,7 +64,9 @@ class _SoftTopK(torch.autograd.Function):
         return v * (grad_y - mean), None
 
 
-def _threshold(z: Tensor, k: float) -> Tensor:
+# An op of its own: its loop, unrolled, keeps Inductor busy for minutes.
+@torch.library.custom_op("moe_ext_routing::soft_topk_threshold", mutates_args=())
+def find_threshold(z: Tensor, k: float) -> Tensor:
     """[..., E] -> t [..., 1] with sum(sigmoid(z - t)) = k, to the precision of the dtype."""
     possible = z != float("-inf")
     infinity = torch.full_like(z, float("inf"))
@@ -87,7 +89,18 @@ def _threshold(z: Tensor, k: float) -> Tensor:
         y = (z - threshold).sigmoid()
         slope = (y * (1 - y)).sum(-1, keepdim=True).clamp(min=torch.finfo(z.dtype).tiny)
         threshold = torch.clamp(threshold + (y.sum(-1, keepdim=True) - k) / slope, low, high)
-    return threshold
+    return threshold.contiguous()
+
+
+@find_threshold.register_fake
+def _find_threshold_fake(z: Tensor, k: float) -> Tensor:
+    return z.new_empty((*z.shape[:-1], 1))
+
+
+@find_threshold.register_vmap
+def _find_threshold_vmap(info: Any, in_dims: tuple[int | None, None], z: Tensor, k: float) -> tuple[Tensor, int]:
+    # Rows are on their own, so one more dimension of them changes nothing.
+    return find_threshold(z.movedim(in_dims[0] or 0, 0), k), 0
 
 
 class SoftTopK(Float32Module):
