@@ -72,7 +72,7 @@ def test_an_error_in_one_tile_is_seen() -> None:
     got[512:528, 512:528] *= 1.2
     error = compare(got, truth)
     assert error.relative < BOUNDS[torch.bfloat16].output
-    assert error.tile == pytest.approx(0.2, rel=0.1)
+    assert error.tile == pytest.approx(0.2, rel=1e-5)
     assert len(faults({"y": error}, BOUNDS[torch.bfloat16])) == 1
 
 

@@ -73,7 +73,7 @@ def test_minimising_it_gives_each_task_its_experts() -> None:
         optimizer.zero_grad()
         statistics.mutual_information_loss().backward()
         optimizer.step()
-    assert statistics.mutual_information_loss().item() == pytest.approx(-math.log(2), abs=1e-2)
+    assert statistics.mutual_information_loss().item() == pytest.approx(-math.log(2), abs=4e-3)
 
 
 def test_running_average_has_no_gradient() -> None:

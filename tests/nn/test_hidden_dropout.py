@@ -47,7 +47,7 @@ def test_hidden_values_vanish_at_the_rate_and_the_rest_grow() -> None:
     dropped = y == 0
     assert dropped.float().mean().item() == pytest.approx(0.4, abs=0.01)
     torch.testing.assert_close(y[~dropped], x[~dropped] / 0.6)
-    assert (dropped.float().mean(0) - 0.4).abs().max() < 0.05
+    assert (dropped.float().mean(0) - 0.4).abs().max() < 0.035
 
 
 def test_only_while_training() -> None:

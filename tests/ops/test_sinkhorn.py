@@ -94,7 +94,7 @@ def test_nonfinite_logits(backend: Backend) -> None:
     balanced = sinkhorn(backend, logits)
     assert balanced[1, 2] == 0
     assert balanced[2].tolist() == [0, 0, 0]
-    torch.testing.assert_close(balanced.sum(0), torch.full((3,), 11 / 3), atol=0, rtol=1e-3)
+    torch.testing.assert_close(balanced.sum(0), torch.full((3,), 11 / 3), atol=0, rtol=1e-4)
     others = torch.cat([logits[:2], logits[3:]])
     torch.testing.assert_close(torch.cat([balanced[:2], balanced[3:]]), sinkhorn(backend, others))
     logits[3, 1] = INF

@@ -47,7 +47,7 @@ def test_every_cluster_keeps_some(
 
 def test_the_rate_is_the_share_of_dropped_experts() -> None:
     dropped = drop_experts(2000, 64, 0.25, seed=seed(0))
-    assert abs(float(dropped.double().mean()) - 0.25) < 0.01
+    assert abs(float(dropped.double().mean()) - 0.25) < 0.0055
 
 
 @pytest.mark.parametrize("score", ["softmax", "sigmoid", "none"])

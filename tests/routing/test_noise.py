@@ -140,7 +140,7 @@ def test_moments(noise: nn.Module, mean: float, std: float) -> None:
     sample = noise(torch.zeros(T, E), torch.randn(T, H)).detach()
     count = T * E
     assert abs(float(sample.mean()) - mean) < 4 * std / math.sqrt(count)
-    assert abs(float(sample.std()) / std - 1) < 0.03
+    assert abs(float(sample.std()) / std - 1) < 0.027
 
 
 def test_the_deviation_is_learned() -> None:
@@ -194,7 +194,7 @@ def test_jitter_stays_in_its_interval() -> None:
     ratio = jitter(x) / x
     assert (ratio - 1).abs().max() <= 0.01 + 1e-6
     assert abs(float(ratio.mean()) - 1) < 2e-4
-    assert float(ratio.std()) == pytest.approx(0.01 / math.sqrt(3), rel=0.03)
+    assert float(ratio.std()) == pytest.approx(0.01 / math.sqrt(3), rel=0.013)
     assert jitter.eval()(x) is x
     assert Jitter(0.0)(x) is x
 

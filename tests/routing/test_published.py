@@ -173,13 +173,13 @@ def test_dense_weighs_all_experts_by_the_softmax() -> None:
 def test_noisy_top_k_starts_with_all_experts_equal_and_noise_of_ln_2() -> None:
     router, x = published.noisy_top_k(H, 8, 2), torch.randn(4096, H)
     weights, ids, logits = router(x)
-    assert float(logits.detach().std()) == pytest.approx(math.log(2), rel=0.03)
+    assert float(logits.detach().std()) == pytest.approx(math.log(2), rel=0.018)
     torch.testing.assert_close(weights, logits.gather(1, ids.long()).softmax(1))
     load = torch.bincount(ids.flatten().long(), minlength=8) / ids.numel()
-    assert (load - 1 / 8).abs().max() < 0.02
+    assert (load - 1 / 8).abs().max() < 0.016
     assert (router.eval()(x).router_logits == 0).all()
     at_eval = published.noisy_top_k(H, 8, 2, noise_at_eval=True, min_noise_std=1e-2).eval()
-    assert float(at_eval(x).router_logits.detach().std()) == pytest.approx(math.log(2) + 1e-2, rel=0.03)
+    assert float(at_eval(x).router_logits.detach().std()) == pytest.approx(math.log(2) + 1e-2, rel=0.018)
 
 
 def test_switch_keeps_the_probability_of_its_one_expert() -> None:
@@ -214,7 +214,7 @@ def test_gshard_normalises_the_pair_and_sometimes_drops_the_second() -> None:
 def test_v_moe_adds_noise_of_one_over_e_and_does_not_renormalise() -> None:
     router, x = published.v_moe(H, 16), torch.randn(2048, H)
     weights, ids, logits = router(x)
-    assert float((logits - router.logits(x)).detach().std()) == pytest.approx(1 / 16, rel=0.03)
+    assert float((logits - router.logits(x)).detach().std()) == pytest.approx(1 / 16, rel=0.018)
     torch.testing.assert_close(weights, logits.softmax(1).gather(1, ids.long()))
 
 
@@ -321,4 +321,4 @@ def test_random_moe_is_balanced_with_equal_weights() -> None:
     weights, ids, _ = router(torch.randn(4096, H))
     assert (weights - 1 / 8).abs().max() < 1e-3
     load = torch.bincount(ids.flatten().long(), minlength=8) / ids.numel()
-    assert (load - 1 / 8).abs().max() < 0.02
+    assert (load - 1 / 8).abs().max() < 0.016

@@ -89,10 +89,10 @@ def test_recomputation_meets_the_same_experts() -> None:
 def test_random_baseline_is_balanced_with_equal_weights() -> None:
     router = Router(RandomLogits(E), TopK(E, 2))
     weights, ids, logits = router(torch.randn(20_000, 4))
-    torch.testing.assert_close(weights, torch.full((20_000, 2), 1 / E), atol=1e-3, rtol=0)
-    torch.testing.assert_close(logits.mean(), torch.tensor(1.0), atol=1e-4, rtol=0)
-    torch.testing.assert_close(logits.std(), torch.tensor(1e-3), atol=1e-4, rtol=0)
-    assert (ids.flatten().bincount(minlength=E) - 5000).abs().max() < 400
+    torch.testing.assert_close(weights, torch.full((20_000, 2), 1 / E), atol=7e-4, rtol=0)
+    torch.testing.assert_close(logits.mean(), torch.tensor(1.0), atol=1.2e-5, rtol=0)
+    torch.testing.assert_close(logits.std(), torch.tensor(1e-3), atol=1e-5, rtol=0)
+    assert (ids.flatten().bincount(minlength=E) - 5000).abs().max() < 280
     assert Router(RandomLogits(E), TopK(E, 2))(torch.randn(3, 4).double()).topk_weights.dtype == torch.float64
 
 
