@@ -191,7 +191,7 @@ def test_autocast() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         y = layer(x)
     assert y.dtype == torch.bfloat16
-    assert 1e-4 < (y - expected).norm() / expected.norm() < 2e-2
+    assert 1e-4 < (y - expected).norm() / expected.norm() < 1e-2
     y.sum().backward()
     assert all(p.grad.dtype == torch.float32 for p in layer.parameters())
 
