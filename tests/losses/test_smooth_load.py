@@ -72,6 +72,27 @@ def test_all_experts_chosen_is_a_load_without_gradient() -> None:
     assert load_loss(z, z, 1.0, 4) == 0
 
 
+@pytest.mark.parametrize("exclude_self", [False, True])
+@pytest.mark.parametrize("top_k", [1, 2, 3, 4])
+def test_experts_out_of_reach(top_k: int, exclude_self: bool) -> None:
+    z = logits()
+    z[:, 2] = -torch.inf
+    reachable = [0, 1, 3]
+    z.requires_grad_()
+    std = torch.full((6, 4), STD, dtype=torch.float64, requires_grad=True)
+    p = selection_probability(z, z + std * noise(), std, top_k, exclude_self=exclude_self)
+    if top_k < 3 or (top_k == 3 and not exclude_self):
+        noisy = (z + std * noise())[:, reachable]
+        expected = selection_probability(z[:, reachable], noisy, STD, top_k, exclude_self=exclude_self)
+    else:
+        expected = torch.ones(6, 3, dtype=torch.float64)
+    torch.testing.assert_close(p[:, reachable], expected)
+    if p.requires_grad:
+        assert (p[:, 2] == 0).all()
+        for gradient in torch.autograd.grad(p.square().sum(), (z, std)):
+            assert gradient.isfinite().all()
+
+
 def test_estimates_the_load() -> None:
     # Drawn again and again, the mean of the probabilities is the mean of the choices.
     generator = torch.Generator().manual_seed(0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.distributed import ProcessGroup
@@ -33,7 +35,8 @@ def selection_probability(
     K = E there is no threshold among the others: everyone is chosen, the probability is 1 and has no gradient.
 
     Args:
-        clean_logits: [T, E], any float dtype; float32 arithmetic (float64 for float64 logits).
+        clean_logits: [T, E], any float dtype; float32 arithmetic (float64 for float64 logits). -inf is an expert out of
+            reach, with probability 0; where fewer than K (others) are within reach, those have 1.
         noisy_logits: [T, E], what the experts were chosen by: clean_logits + std * noise.
         noise_std: positive, [T, E] or anything that broadcasts to it, or a number.
         top_k: K.
@@ -67,7 +70,10 @@ def selection_probability(
     if exclude_self:
         chosen = torch.zeros_like(clean, dtype=torch.bool).scatter(1, ids[:, :top_k].long(), True)
         threshold = torch.where(chosen, largest[:, top_k:], threshold)
-    return torch.special.ndtr((clean - threshold) / std)
+    # Neither depends on the deviation, and an infinite margin would say so with a gradient of NaN.
+    out_of_reach, unopposed = clean == -math.inf, threshold == -math.inf
+    margin = (clean - threshold).masked_fill(out_of_reach | unopposed, 0)
+    return torch.special.ndtr(margin / std).masked_fill(unopposed, 1).masked_fill(out_of_reach, 0)
 
 
 def load_loss(
