@@ -198,6 +198,11 @@ WRAPPED = {
 }
 
 
+def test_top_p_says_how_it_scores() -> None:
+    router = Router(LinearLogits(H, E), TopP(E, 1.0, score="sigmoid", nonfinite="sanitize"))
+    assert (router.score, router.nonfinite) == ("sigmoid", "sanitize")
+
+
 @pytest.mark.parametrize("name", WRAPPED)
 def test_a_wrapper_says_what_the_selection_inside_says(name: str) -> None:
     router = WRAPPED[name]()

@@ -32,6 +32,9 @@ class Experts(nn.Module):
             2.4: 0.4 when fine-tuning). Not fused: it costs a copy of the rows, and `save` means nothing then.
         init_std: standard deviation of a normal initialisation; None for that of `nn.Linear`, expert by expert.
         dtype, device: of the parameters.
+
+    Raises:
+        ValueError: `interleaved` without a gated activation, or a dropout outside [0, 1).
     """
 
     b_gate_up: nn.Parameter | None

@@ -91,6 +91,10 @@ class MoE(nn.Module):
         init_std: normal initialisation of all weights with this deviation; None for that of `nn.Linear`.
         dtype: of experts and shared expert. The router stays in float32.
         device: of everything.
+
+    Raises:
+        ValueError: an unknown scope or count, a gate without a shared expert, `aux_loss_free` with a router that has no
+            bias; what router and experts refuse.
     """
 
     router: Any

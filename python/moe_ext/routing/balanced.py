@@ -65,7 +65,11 @@ def sigmoid_at(logits: Tensor, topk_ids: Tensor) -> Tensor:
 
 def orthogonal_centroids_(logits: nn.Module, *, gain: float = 0.1) -> nn.Module:
     """Initialises the weight [E, H] of a logits module, such as `LinearLogits`, to orthogonal rows of length `gain`, as
-    BASE layers do (arXiv:2103.16716); returns the module."""
+    BASE layers do (arXiv:2103.16716); returns the module.
+
+    Raises:
+        TypeError: a module without such a weight.
+    """
     weight = getattr(logits, "weight", None)
     if not isinstance(weight, Tensor) or weight.dim() != 2:
         raise TypeError(f"orthogonal_centroids_: logits must have a weight [E, H], got {type(logits).__name__}")

@@ -28,6 +28,9 @@ class DenseToSparseSelection(Float32Module):
             `selection.temperature.fill_(annealed_temperature(step, steps))`, which neither recompiles nor waits.
         gumbel: add standard Gumbel noise while training.
         device: of the buffer.
+
+    Raises:
+        TypeError, ValueError: an option of the wrong type or range.
     """
 
     temperature: Tensor
@@ -125,6 +128,9 @@ def diversify_experts(
         weight: of the one expert, any shape. num_experts: E.
         mask_rate: the share of entries that each copy loses, 0 <= mask_rate < 1.
         generator: chooses them; of the device of `weight`.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong type or range.
     """
     _checks.is_int("diversify_experts", "num_experts", num_experts, low=1)
     _checks.is_number("diversify_experts", "mask_rate", mask_rate, low=0.0)

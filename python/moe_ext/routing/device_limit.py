@@ -114,6 +114,9 @@ class DeviceCapacity(nn.Module):
     Args:
         num_experts, num_devices, factor, renormalize: as in `limit_device_load`.
         protect_rate: share of the sequences that lose nothing, drawn anew in every forward.
+
+    Raises:
+        TypeError, ValueError: an option of the wrong type or range.
     """
 
     def __init__(

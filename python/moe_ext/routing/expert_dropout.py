@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from moe_ext.ops import _checks, route
 from moe_ext.ops._precision import wide
 from moe_ext.ops.types import Routing
-from moe_ext.routing._arguments import Routed, check_routing, normalized
+from moe_ext.routing._arguments import Routed, check_routing
 from moe_ext.routing._random import draw_seed, random
-from moe_ext.routing.dropping import EPS, keep_slots
+from moe_ext.routing.dropping import keep_slots
 
 
 def drop_experts(
@@ -71,6 +71,9 @@ class ExpertDropout(nn.Module):
         per: "batch", the same experts for all tokens, or "token", others for every token.
         num_clusters: see `drop_experts`. At least K experts are left in all, and one in each cluster.
         score, renormalize, eps, scale: as in `moe_ext.route`; score is "softmax", "sigmoid" or "none".
+
+    Raises:
+        TypeError, ValueError: an option of the wrong type or range; clusters that do not divide the experts.
     """
 
     def __init__(
@@ -83,7 +86,7 @@ class ExpertDropout(nn.Module):
         num_clusters: int = 1,
         score: Literal["softmax", "sigmoid", "none"] = "sigmoid",
         renormalize: bool = False,
-        eps: float = EPS,
+        eps: float = 1e-20,
         scale: float = 1.0,
     ) -> None:
         super().__init__()
@@ -130,7 +133,7 @@ class ExpertDropout(nn.Module):
             logits = torch.sigmoid(logits)
         topk_weights = logits.gather(1, topk_ids.long())
         if self.renormalize:
-            topk_weights = normalized(topk_weights, self.eps)
+            topk_weights = topk_weights / (topk_weights.sum(1, keepdim=True) + self.eps)
         return Routing(topk_weights * self.scale, topk_ids)
 
     def extra_repr(self) -> str:
@@ -172,12 +175,16 @@ class GatingDropout(nn.Module):
 
     As noise of a `Router`: in such a step the logits of all experts but the local ones become -inf, so that tokens stay
     on their rank. `skip_experts` is the other kind. All ranks must agree on a step, so give them one seed, and K local
-    experts are needed. Nothing happens outside of training.
+    experts are needed. Nothing happens outside of training. Not for selections by a sigmoid and a bias: a score of 0
+    plus a bias may still win.
 
     Args:
         rate: probability of a step.
         first_expert, num_local_experts: the experts of this rank are first_expert up to first_expert +
             num_local_experts.
+
+    Raises:
+        TypeError, ValueError: an option of the wrong type or range.
     """
 
     def __init__(self, rate: float, first_expert: int, num_local_experts: int) -> None:

@@ -16,6 +16,9 @@ class ConstantLogits(nn.Module):
     Args:
         num_experts: E.
         value: the logit.
+
+    Raises:
+        TypeError, ValueError: an option of the wrong type or range.
     """
 
     def __init__(self, num_experts: int, *, value: float = 0.0) -> None:
@@ -42,6 +45,9 @@ class RandomLogits(nn.Module):
     Args:
         num_experts: E.
         mean, std: of the normal distribution.
+
+    Raises:
+        TypeError, ValueError: an option of the wrong type or range.
     """
 
     def __init__(self, num_experts: int, *, mean: float = 1.0, std: float = 1e-3) -> None:

@@ -27,7 +27,7 @@ def normalize_rows(rows: Tensor, *, to: Literal["norm", "rms"] = "norm", eps: fl
         [..., H] in the dtype of `rows`.
 
     Raises:
-        ValueError: an unknown `to`, or a negative eps.
+        TypeError, ValueError: rows of another dtype, an unknown `to`, or an eps that is not above 0.
     """
     _checks.is_tensor("normalize_rows", "rows", rows, _checks.DATA_DTYPES)
     _checks.is_choice("normalize_rows", "to", to, ("norm", "rms"))

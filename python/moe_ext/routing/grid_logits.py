@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from moe_ext.ops import _checks
@@ -33,6 +34,9 @@ class GridLogits(Float32Module):
         num_experts: E.
         init_std: standard deviation of the normal initialisation.
         device: of the parameter, which is float32.
+
+    Raises:
+        TypeError, ValueError: an option of the wrong type or range.
     """
 
     def __init__(
@@ -72,7 +76,8 @@ class GridLogits(Float32Module):
             ValueError: a place outside of the grid (on the CPU, outside of torch.compile).
         """
         places = checked_ids("GridLogits", "places", places, num_ids=math.prod(self.grid))
-        return self.weight.flatten(0, -2).index_select(0, places)
+        # Not index_select, whose gradient is summed in another order in every run on CUDA.
+        return F.embedding(places, self.weight.flatten(0, -2))
 
     def extra_repr(self) -> str:
         return f"grid={self.grid}, num_experts={self.weight.shape[-1]}"

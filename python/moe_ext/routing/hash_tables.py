@@ -34,6 +34,9 @@ def balanced_table(frequencies: Tensor, num_experts: int) -> Tensor:
 
     Returns:
         int32 [V] on the CPU.
+
+    Raises:
+        TypeError, ValueError: frequencies that are no [V], negative or NaN; `num_experts` below 1.
     """
     _check_rank("balanced_table", "frequencies", frequencies, 1)
     _checks.is_int("balanced_table", "num_experts", num_experts, low=1)
@@ -65,6 +68,9 @@ def clustered_table(
 
     Returns:
         int32 [V] on the device of `embeddings`.
+
+    Raises:
+        TypeError, ValueError: embeddings that are no [V, D]; `num_experts` outside 1..V.
     """
     _check_rank("clustered_table", "embeddings", embeddings, 2)
     _checks.is_int("clustered_table", "num_experts", num_experts, low=1, high=embeddings.shape[0], why=" (ids)")
@@ -86,6 +92,9 @@ def dispersed_table(
     Args:
         embeddings, num_experts, iterations, generator: as for `clustered_table`.
         num_clusters: None for `num_experts`.
+
+    Raises:
+        TypeError, ValueError: as `clustered_table`, but V may be below E; `num_clusters` outside 1..V.
     """
     _check_rank("dispersed_table", "embeddings", embeddings, 2)
     num_ids = embeddings.shape[0]
@@ -107,6 +116,9 @@ def multi_hash_table(tables: Sequence[Tensor], num_experts: int) -> Tensor:
 
     Args:
         tables: M tables [V], each with values in 0..E-1. num_experts: E.
+
+    Raises:
+        TypeError, ValueError: no tables, or one that is no [V].
     """
     if not tables:
         raise ValueError("moe_ext.multi_hash_table: tables must hold at least one table, got none")

@@ -22,6 +22,9 @@ class LSHBuckets(Float32Module):
         hidden_size: H. num_bits: 1..30.
         generator: of the CPU; draws the planes. They are a buffer: saved, not trained.
         device: of the buffer.
+
+    Raises:
+        TypeError, ValueError: an option of the wrong type or range.
     """
 
     planes: Tensor

@@ -9,7 +9,7 @@ from moe_ext.ops._precision import no_autocast, wide
 from moe_ext.routing._random import Kind, draw_seed, random
 
 
-class _Noise(nn.Module):
+class Noise(nn.Module):
     """`router_logits + amount * sample`, fresh in every forward, while training or always."""
 
     kind: Kind = "normal"
@@ -48,7 +48,7 @@ class _Noise(nn.Module):
         return f"at_eval={self.at_eval}"
 
 
-class GaussianNoise(_Noise):
+class GaussianNoise(Noise):
     """`z + std * n`, n ~ N(0, 1): V-MoE has a std of 1/E (Riquelme et al. 2021, arXiv:2106.05974).
 
     For the loss on the smooth load see `return_noise` of `Router.forward`.
@@ -74,7 +74,7 @@ class GaussianNoise(_Noise):
         return f"std={'1/num_experts' if self.std is None else self.std}, {super().extra_repr()}"
 
 
-class GumbelNoise(_Noise):
+class GumbelNoise(Noise):
     """`z + scale * g`, g standard Gumbel: the top k of it are a sample without replacement from softmax(z / scale).
 
     Args:
@@ -99,7 +99,7 @@ class GumbelNoise(_Noise):
         return f"scale={self.scale}, {super().extra_repr()}"
 
 
-class LearnedNoise(_Noise):
+class LearnedNoise(Noise):
     """`z + softplus(r(x)) * n`, n ~ N(0, 1), where r is learned (Shazeer et al. 2017, arXiv:1701.06538).
 
     The sum is a reparameterised sample, so r has a gradient, also from the loss on the smooth load, for which see

@@ -16,6 +16,9 @@ class SampledSelection(nn.Module):
 
     Args:
         num_experts: E.
+
+    Raises:
+        TypeError, ValueError: `num_experts` that is no int or below 1.
     """
 
     def __init__(self, num_experts: int) -> None:

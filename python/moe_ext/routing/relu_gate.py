@@ -21,6 +21,9 @@ class ReLUSelection(nn.Module):
     Args:
         num_experts: E.
         max_experts: K, the slots per token, 1..E; None for E, which loses nothing. A token keeps its best.
+
+    Raises:
+        TypeError, ValueError: an option of the wrong type or range.
     """
 
     def __init__(self, num_experts: int, *, max_experts: int | None = None) -> None:
@@ -89,6 +92,9 @@ class SparsityController(Float32Module):
         num_experts, top_k: E, and the experts per token that are aimed at.
         initial: first coefficient. factor: see above; above 1.
         device: of the buffer.
+
+    Raises:
+        TypeError, ValueError: an option of the wrong type or range.
     """
 
     coefficient: Tensor

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from moe_ext.routing.expert_bias import UpdateMode, update_expert_bias
 from moe_ext.routing.jitter import Jitter
+from moe_ext.routing.noise import Noise
 
 
 class RouterOutput(NamedTuple):
@@ -129,7 +130,7 @@ class Router(nn.Module):
         return gate_input, self.logits(gate_input, **_wanted(self.logits, side))
 
     def _with_std(self, x: Tensor, gate_input: Tensor | None, side: dict[str, Tensor | None]) -> NoisyLogits:
-        if getattr(self.noise, "kind", None) != "normal":
+        if not (isinstance(self.noise, Noise) and self.noise.kind == "normal"):
             name = None if self.noise is None else type(self.noise).__name__
             raise ValueError(f"Router: return_noise=True needs GaussianNoise or LearnedNoise, got {name}")
         gate_input, clean = self._clean_logits(x, gate_input, side)

@@ -20,6 +20,9 @@ class TokenGraphSmoothing(Float32Module):
         tokens_per_sequence: S. The T tokens are sequences of S, which do not see one another; None if they are one.
         causal: a token only hears those before it and itself; autoregressive models need that.
         device: of M, [H, H] float32, which starts as the identity.
+
+    Raises:
+        TypeError, ValueError: an option of the wrong type or range.
     """
 
     side_inputs = ("token_mask",)
@@ -97,6 +100,9 @@ class ClusterLogits(Float32Module):
         temperature: above 0.
         init_std: standard deviation of the centres' normal initialisation.
         device: of the centres, which are float32.
+
+    Raises:
+        TypeError, ValueError: an option of the wrong type or range.
     """
 
     def __init__(

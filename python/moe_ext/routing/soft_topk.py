@@ -115,6 +115,9 @@ class SoftTopK(Float32Module):
         temperature: first value of the buffer `temperature`; anneal with `selection.temperature.fill_(...)`.
         renormalize: divide the weights that were kept by their sum.
         device: of the buffer.
+
+    Raises:
+        TypeError, ValueError: an option of the wrong type or range.
     """
 
     temperature: Tensor

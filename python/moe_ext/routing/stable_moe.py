@@ -18,6 +18,9 @@ class TokenRouter(Float32Module):
         vocab_size: V. num_experts: E.
         embedding_dim: width of the word embedding, 50 in the paper.
         device: of the parameters, which are float32.
+
+    Raises:
+        TypeError, ValueError: an option of the wrong type or range.
     """
 
     def __init__(

@@ -42,6 +42,8 @@ class TopP(Float32Module):
         self.num_experts = num_experts
         self.p = p
         self.top_k = num_experts if max_k is None else max_k
+        self.score = score
+        self.nonfinite = nonfinite
         self.options: dict[str, Any] = {
             "score": score,
             "renormalize": renormalize,

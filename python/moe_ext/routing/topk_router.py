@@ -33,6 +33,9 @@ class TopKRouter(LinearGate):
         init_std: standard deviation of the weight's normal initialisation; None for that of `nn.Linear`,
             U(-1/sqrt(H), 1/sqrt(H)), which is also DeepSeek's.
         device: where to create the parameters. There is no dtype: see above.
+
+    Raises:
+        ValueError: `top_k` outside 1..num_experts. What `moe_ext.route` refuses, it refuses in forward.
     """
 
     expert_bias: Tensor | None
@@ -122,7 +125,7 @@ class TopKRouter(LinearGate):
 
     def extra_repr(self) -> str:
         parts = [f"hidden_size={self.hidden_size}, num_experts={self.num_experts}, top_k={self.top_k}"]
-        defaults = route.__kwdefaults__ | {"jitter": 0.0}
+        defaults = (route.__kwdefaults__ or {}) | {"jitter": 0.0}
         values = self.options | {"jitter": self.jitter}
         parts += [f"{name}={value!r}" for name, value in values.items() if value != defaults[name]]
         parts += [f"{name}=True" for name in ("bias", "expert_bias") if getattr(self, name) is not None]

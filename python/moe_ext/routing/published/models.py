@@ -301,8 +301,8 @@ def lfm2_moe(
 
 def _biased_sigmoid(hidden_size: int, num_experts: int, top_k: int, *, device: Device, **options: Any) -> Router:
     """`deepseek_v3` without groups."""
-    options = {"score": "sigmoid", "renormalize": True, "expert_bias": True} | options
-    return _linear_top_k(hidden_size, num_experts, top_k, device=device, **options)
+    biased: dict[str, Any] = {"score": "sigmoid", "renormalize": True, "expert_bias": True}
+    return _linear_top_k(hidden_size, num_experts, top_k, device=device, **biased | options)
 
 
 def ernie4_5_moe(hidden_size: int, num_experts: int = 64, top_k: int = 6, *, device: Device = None) -> Router:

@@ -128,7 +128,7 @@ def gshard(
 def glam(
     hidden_size: int, num_experts: int = 64, *, second_expert: SecondExpert = "random", device: Device = None
 ) -> Router:
-    """GLaM (Du et al. 2021, arXiv:2112.06905): GShard's gate over 64 experts, capacity factor 1.25."""
+    """GLaM (Du et al. 2021, arXiv:2112.06905): GShard's gate over 64 experts."""
     return gshard(hidden_size, num_experts, second_expert=second_expert, device=device)
 
 
