@@ -12,6 +12,7 @@ from moe_ext.nn import MoE, update_expert_biases
 from moe_ext.ops.types import Routing
 from moe_ext.routing import (
     Capacity,
+    DenseToSparseSelection,
     DeviceCapacity,
     ExpertChoice,
     ExpertChoiceCapped,
@@ -25,6 +26,8 @@ from moe_ext.routing import (
     Router,
     SequenceRouter,
     Sinkhorn,
+    SoftTopK,
+    ThresholdSelection,
     TopK,
     TopP,
     balanced_table,
@@ -196,6 +199,30 @@ WRAPPED = {
         LinearLogits(H, E), MultiplicativeBias(TopK(E, K, score="none", nonfinite="min"), E, score="sigmoid")
     ),
 }
+
+
+BUFFERS = {
+    "bias": lambda: TopK(E, K, expert_bias=True),
+    "multiplied": lambda: MultiplicativeBias(TopK(E, K, score="none"), E),
+    "threshold": lambda: ThresholdSelection(E, initial_bias=-0.5),
+    "soft": lambda: SoftTopK(E, K, temperature=0.5),
+    "dense_to_sparse": lambda: DenseToSparseSelection(E, threshold=0.1, temperature=1.5),
+    "expert_choice": lambda: ExpertChoice(E, inference="threshold"),
+}
+
+
+@pytest.mark.parametrize("name", BUFFERS)
+def test_buffers_begin_anew_after_the_meta_device(name: str) -> None:
+    with torch.device("meta"):
+        layer = MoE(H, INTERMEDIATE, E, K, router=Router(LinearLogits(H, E), BUFFERS[name]()))
+    layer.to_empty(device="cpu")
+    for buffer in layer.buffers():
+        buffer.fill_(77)
+    layer.reset_parameters()
+    expected = dict(BUFFERS[name]().named_buffers())
+    assert expected
+    for key, buffer in layer.router.selection.named_buffers():
+        assert torch.equal(buffer, expected[key])
 
 
 def test_top_p_says_how_it_scores() -> None:

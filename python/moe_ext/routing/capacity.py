@@ -21,7 +21,8 @@ class Capacity(nn.Module):
     Comes after the router and before the experts; losses take the ids from before. What published models do:
 
     * Switch Transformer: `Capacity(E, rule="switch", factor=1.25, eval_factor=2.0, order="token")`
-    * GShard: `Capacity(E, rule="gshard", group_size=S, second_threshold=0.5)`
+    * GShard: `Capacity(E, rule="gshard", group_size=S, second_threshold=0.5)`, without `second_threshold` after
+      `published.gshard`, whose selection leaves out second experts already
     * V-MoE: `Capacity(E, rule="vmoe", order="priority")`
     * DeepSpeed-MoE: `Capacity(E, rule="deepspeed", order="random", renormalize=True)`
     * Tutel: `Capacity(E, rule="dynamic", factor=-1.5)`

@@ -59,7 +59,13 @@ class DenseToSparseSelection(Float32Module):
         self.threshold = threshold
         self.gumbel = gumbel
         self.top_k: int | None = None
-        self.register_buffer("temperature", torch.tensor(temperature, dtype=torch.float32, device=device))
+        self.initial_temperature = temperature
+        self.register_buffer("temperature", torch.empty((), dtype=torch.float32, device=device))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set the temperature to its first value."""
+        self.temperature.fill_(self.initial_temperature)
 
     def make_sparse(self, top_k: int = 1) -> None:
         """From now on the `top_k` best, in `top_k` slots, whatever the threshold. Not part of the state dict."""

@@ -86,6 +86,12 @@ class ExpertChoice(Float32Module):
         self.register_buffer("threshold", torch.zeros(num_experts, device=device) if tracks else None)
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64, device=device) if tracks else None)
 
+    def reset_parameters(self) -> None:
+        """Forget the running thresholds."""
+        if self.inference == "threshold":
+            self.threshold.zero_()
+            self.num_updates.zero_()
+
     def forward(
         self,
         router_logits: Tensor,

@@ -116,7 +116,13 @@ class SparsityController(Float32Module):
         _checks.is_number(name, "factor", factor, above=1.0)
         self.target = 1 - top_k / num_experts
         self.factor = factor
-        self.register_buffer("coefficient", torch.tensor(initial, dtype=torch.float32, device=device))
+        self.initial = initial
+        self.register_buffer("coefficient", torch.empty((), dtype=torch.float32, device=device))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set the coefficient to its first value."""
+        self.coefficient.fill_(self.initial)
 
     @torch.no_grad()
     def update(self, sparsity: Tensor) -> None:

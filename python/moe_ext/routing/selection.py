@@ -78,6 +78,11 @@ class TopK(Float32Module):
             "expert_bias", torch.zeros(num_experts, dtype=torch.float32, device=device) if expert_bias else None
         )
 
+    def reset_parameters(self) -> None:
+        """Set the expert bias to zero."""
+        if self.expert_bias is not None:
+            self.expert_bias.zero_()
+
     def forward(self, router_logits: Tensor, **_: object) -> Routing:
         """[T, E] -> weights [T, K], ids [T, K]."""
         if self.nonfinite == "min":
@@ -121,6 +126,10 @@ class MultiplicativeBias(SelectionWrapper):
         self.num_experts = num_experts
         self.score = score
         self.register_buffer("expert_bias", torch.ones(num_experts, dtype=torch.float32, device=device))
+
+    def reset_parameters(self) -> None:
+        """Set the expert bias to one."""
+        self.expert_bias.fill_(1.0)
 
     def forward(self, router_logits: Tensor, **side: object) -> Routing:
         """[T, E] -> weights [T, K], ids [T, K]."""

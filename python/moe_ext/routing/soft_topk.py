@@ -142,7 +142,13 @@ class SoftTopK(Float32Module):
         self.top_k = top_k
         self.num_slots = num_slots
         self.renormalize = renormalize
-        self.register_buffer("temperature", torch.tensor(temperature, dtype=torch.float32, device=device))
+        self.initial_temperature = temperature
+        self.register_buffer("temperature", torch.empty((), dtype=torch.float32, device=device))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set the temperature to its first value."""
+        self.temperature.fill_(self.initial_temperature)
 
     def forward(self, router_logits: Tensor, **_: object) -> Routing:
         """[T, E] -> weights [T, K], ids [T, K]."""

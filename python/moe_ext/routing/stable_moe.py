@@ -80,6 +80,10 @@ class StableMoERouter(Float32Module):
         device = next((tensor.device for tensor in self.parameters()), None)
         self.register_buffer("second_stage", torch.zeros((), dtype=torch.bool, device=device))
 
+    def reset_parameters(self) -> None:
+        """Back to the first stage; the parts have their own."""
+        self.second_stage.fill_(False)
+
     def begin_second_stage(self) -> None:
         """From now on the token router chooses; its parameters stop requiring gradients."""
         self.second_stage.fill_(True)

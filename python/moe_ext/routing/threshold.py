@@ -63,8 +63,13 @@ class ThresholdSelection(Float32Module):
         self.max_experts = max_experts
         self.score = score
         self.weight = weight
-        bias = torch.full((num_experts,), initial_bias, dtype=torch.float32, device=device)
-        self.register_buffer("expert_bias", bias)
+        self.initial_bias = initial_bias
+        self.register_buffer("expert_bias", torch.empty(num_experts, dtype=torch.float32, device=device))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set the expert bias to its first value."""
+        self.expert_bias.fill_(self.initial_bias)
 
     def forward(self, router_logits: Tensor, **_: object) -> Routing:
         """[T, E] -> weights [T, K], ids [T, K]; a token that no expert passes for has no expert."""
