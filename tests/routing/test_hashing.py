@@ -205,3 +205,9 @@ def test_errors() -> None:
         dispersed_table(torch.zeros(4), 3)
     with pytest.raises(ValueError, match="at least one table"):
         multi_hash_table([], 3)
+
+
+@pytest.mark.parametrize("value", [-1, 4])
+def test_a_segment_does_not_reach_into_its_neighbour(value: int) -> None:
+    with pytest.raises(ValueError, match=r"tables must hold values in 0\.\.3"):
+        multi_hash_table([torch.zeros(5, dtype=torch.int32), torch.full((5,), value, dtype=torch.int32)], 4)

@@ -118,12 +118,17 @@ def multi_hash_table(tables: Sequence[Tensor], num_experts: int) -> Tensor:
         tables: M tables [V], each with values in 0..E-1. num_experts: E.
 
     Raises:
-        TypeError, ValueError: no tables, or one that is no [V].
+        TypeError, ValueError: no tables, one that is no [V], or one with a value out of range.
     """
     if not tables:
         raise ValueError("moe_ext.multi_hash_table: tables must hold at least one table, got none")
     for table in tables:
         _check_rank("multi_hash_table", "tables", table, 1)
+        # Another value would name an expert of a neighbouring segment.
+        if not bool(((table >= 0) & (table < num_experts)).all()):
+            raise ValueError(
+                f"moe_ext.multi_hash_table: tables must hold values in 0..{num_experts - 1} (num_experts - 1)"
+            )
     return torch.stack([table.int() + m * num_experts for m, table in enumerate(tables)], dim=1)
 
 
