@@ -4,7 +4,6 @@ and `virtual` counts on the virtual GPU; all write JSON, which `table` and `plot
 from __future__ import annotations
 
 import argparse
-import datetime
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,12 +16,12 @@ from bench import mallocs, scaling
 from bench.contenders import CONTENDERS
 from bench.limits import command as limits_command
 from bench.limits.measure import MachineLimits
-from bench.machine import ISAS, REPOSITORY
+from bench.machine import ISAS
 from bench.parts import command as parts_command
 from bench.plot import draw
 from bench.report import TABLE_WIDTH, markdown, notes, rich_table, summaries, update_block
 from bench.restart import needed_environment, restart_with
-from bench.results import Report, kind_of
+from bench.results import Report, default_output, kind_of
 from bench.roofline import draw as draw_roofline
 from bench.runner import DTYPES, Runner, Settings
 from bench.shapes import MODES, SHAPES, TINY, Shape, find_shape
@@ -121,9 +120,8 @@ def _tagged(arguments: argparse.Namespace) -> list[tuple[str, bool]]:
 
 
 def _default_output(arguments: argparse.Namespace) -> Path:
-    tags = [f"{datetime.date.today():%Y-%m-%d}", "cpu", f"{arguments.threads}t"]
-    tags += [tag for tag, used in _tagged(arguments) if used]
-    return REPOSITORY / "bench" / "results" / ("-".join(tags + ([arguments.isa] if arguments.isa else [])) + ".json")
+    tags = [tag for tag, used in _tagged(arguments) if used] + ([arguments.isa] if arguments.isa else [])
+    return default_output("cpu", f"{arguments.threads}t", *tags)
 
 
 def _show(report: Report, console: Console) -> None:

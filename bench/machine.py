@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import datetime
 import importlib
 import importlib.metadata
 import os
 import platform
 import re
+import shlex
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -137,6 +140,22 @@ def describe_commit() -> dict[str, Any]:
         return {"commit": git("rev-parse", "HEAD"), "modified": bool(changed)}
     except (OSError, subprocess.CalledProcessError):
         return {"commit": None, "modified": None}
+
+
+def describe_run(argv: Sequence[str]) -> dict[str, Any]:
+    """What every result begins with: when and how it was made, on what and of what."""
+    return {
+        "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "command": without_folders(shlex.join(("python", "-m", "bench", *argv))),
+        "machine": describe_machine(),
+        "versions": describe_versions(),
+        "source": describe_commit(),
+    }
+
+
+def counted_threads(threads: int) -> str:
+    """In words."""
+    return f"{threads} thread{'s' if threads != 1 else ''}"
 
 
 class ForeignLoad:

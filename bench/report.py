@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from bench.contender import WEIGHTS
-from bench.machine import DISTRIBUTIONS
+from bench.machine import DISTRIBUTIONS, counted_threads
 from bench.results import Cell, Comparison, Outcome, Report
 from bench.timing import Spread
 
@@ -113,7 +113,7 @@ def title(report: Report) -> str:
     """Machine, threads, versions and day in one line."""
     isa = report.versions.get("moe_ext_isa")
     return (
-        f"{report.machine['cpu']}, {report.threads} thread{'s' if report.threads != 1 else ''}, "
+        f"{report.machine['cpu']}, {counted_threads(report.threads)}, "
         f"PyTorch {report.versions['torch']}, moe_ext {f'on {isa}' if isa else 'not installed'}, {report.date[:10]}"
     )
 

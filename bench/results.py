@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 from dataclasses import asdict, dataclass, field
@@ -11,6 +12,7 @@ from typing import Any, Final
 from bench.check import TensorError
 from bench.contender import WEIGHTS
 from bench.limits.floor import Floor
+from bench.machine import REPOSITORY
 from bench.timing import Spread
 
 FORMAT: Final = 2
@@ -22,6 +24,11 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     partial = path.with_suffix(path.suffix + ".part")
     partial.write_text(json.dumps(content, indent=1) + "\n")
     os.replace(partial, path)
+
+
+def default_output(*tags: str) -> Path:
+    """Where a result goes whose place nobody named."""
+    return REPOSITORY / "bench" / "results" / ("-".join((f"{datetime.date.today():%Y-%m-%d}", *tags)) + ".json")
 
 
 def kind_of(path: Path) -> str | None:

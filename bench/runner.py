@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
 import gc
-import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -19,13 +17,7 @@ from bench.check import BOUNDS, evaluate, faults
 from bench.contender import WEIGHTS, Contender, exclusion
 from bench.contenders import CONTENDERS
 from bench.limits.floor import Limits, floors, measure_limits
-from bench.machine import (
-    ForeignLoad,
-    describe_commit,
-    describe_machine,
-    describe_versions,
-    without_folders,
-)
+from bench.machine import ForeignLoad, describe_run, without_folders
 from bench.memory import bytes_kept_by, peak_bytes, saved_bytes
 from bench.problem import Layer, Problem, Truth, make_problem, solve
 from bench.report import cell_lines
@@ -91,8 +83,7 @@ class Runner:
         if limits.why_not:
             self._console.print(f"[dim]limits are those of PyTorch: {limits.why_not}", soft_wrap=True)
         report = Report(
-            date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            command=without_folders(shlex.join(("python", "-m", "bench", *self._arguments))),
+            **describe_run(self._arguments),
             threads=settings.threads,
             settings={
                 "repeats": settings.repeats,
@@ -100,9 +91,6 @@ class Runner:
                 "byte_limit": settings.byte_limit,
                 "quick": settings.quick,
             },
-            machine=describe_machine(),
-            versions=describe_versions(),
-            source=describe_commit(),
             limits=asdict(limits),
         )
         contenders = [CONTENDERS[name] for name in settings.contenders]

@@ -12,9 +12,6 @@ jump that stays, and one slow point, both show as one such step. All sizes take 
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
-import shlex
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -27,7 +24,6 @@ import matplotlib
 
 matplotlib.use("Agg")
 
-import torch
 from matplotlib import pyplot as plt
 from rich import box
 from rich.console import Console
@@ -36,11 +32,10 @@ from torch import nn
 
 from bench.contenders import CONTENDERS
 from bench.limits.floor import measure_limits
-from bench.machine import REPOSITORY, describe_commit, describe_machine, describe_versions, without_folders
 from bench.problem import Problem, make_problem
-from bench.results import write_json
 from bench.runner import DTYPES
 from bench.shapes import MODES, Shape
+from bench.timed_run import TimedRun, add_arguments, output_of
 from bench.timing import Spread, make_step, time_interleaved
 
 ALLOWED_EXCESS: Final = 1.5
@@ -101,18 +96,11 @@ class Series:
 
 
 @dataclass
-class Scaling:
+class Scaling(TimedRun):
     """One run."""
 
     KIND: ClassVar[str] = "scaling"
-    date: str
-    command: str
     contender: str
-    threads: int
-    machine: dict[str, Any]
-    versions: dict[str, Any]
-    source: dict[str, Any]
-    limits: dict[str, Any]
     series: list[Series] = field(default_factory=list)
 
     @property
@@ -122,16 +110,15 @@ class Scaling:
 
     def save(self, path: Path) -> None:
         """Excesses and verdicts follow from the times and are written for readers only."""
-        content = {"kind": self.KIND, **asdict(self)}
+        content = asdict(self)
         for series, entry in zip(self.series, content["series"], strict=True):
             entry |= {"excesses": series.excesses, "verdict": series.verdict}
-        write_json(path, content)
+        self.write(path, content)
 
     @classmethod
     def load(cls, path: Path) -> Scaling:
         """From a file whose "kind" is KIND."""
-        content = json.loads(path.read_text())
-        del content["kind"]
+        content = cls.read(path)
         series = []
         for entry in content.pop("series"):
             del entry["excesses"], entry["verdict"]
@@ -212,20 +199,15 @@ def draw(result: Scaling, path: Path) -> None:
         axes.grid(color="#dddddd", linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=8)
-    figure.suptitle(_title(result), fontsize=10)
+    figure.suptitle(f"{result.title}, {result.contender}", fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
     plt.close(figure)
 
 
-def _title(result: Scaling) -> str:
-    threads = f"{result.threads} thread{'s' if result.threads != 1 else ''}"
-    return f"{result.machine['cpu']}, {threads}, {result.contender}, {result.date[:10]}"
-
-
 def show(result: Scaling, console: Console) -> None:
     """A table for each series, with its verdict."""
-    console.print(_title(result), style="bold")
+    console.print(f"{result.title}, {result.contender}", style="bold")
     for series in result.series:
         table = Table(title=f"{series.axis} {series.dtype} {series.mode}: {series.verdict}", box=box.SIMPLE_HEAD)
         for heading in (series.axis, "ms (median)", "first quartile", "of limit", "step over smooth"):
@@ -256,13 +238,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--layer", nargs=3, type=int, default=(1024, 512, 8), metavar=("H", "I", "K"), help="default: 1024 512 8"
     )
-    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["bf16"])
     parser.add_argument("--modes", nargs="+", choices=MODES, default=list(MODES))
     parser.add_argument("--contender", choices=CONTENDERS, default="moe_ext", metavar="CONTENDER")
-    parser.add_argument("--repeats", type=int, default=9, help="rounds")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--quick", action="store_true", help="see the machinery run: measure the limits badly")
-    parser.add_argument("--output", type=Path, help="default: bench/results/<date>-scaling.json, with a PNG beside it")
+    add_arguments(parser, Scaling.KIND, dtypes=["bf16"], repeats=9, also=", with a PNG beside it")
     parser.set_defaults(action=_run)
 
 
@@ -272,22 +250,10 @@ def _run(arguments: argparse.Namespace, argv: Sequence[str], console: Console) -
         raise ValueError(missing)
     if min(arguments.experts) < arguments.layer[2]:
         raise ValueError("--experts must not be fewer than K")
-    torch.set_num_threads(arguments.threads)
-    result = Scaling(
-        date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        command=without_folders(shlex.join(("python", "-m", "bench", *argv))),
-        contender=arguments.contender,
-        threads=arguments.threads,
-        machine=describe_machine(),
-        versions=describe_versions(),
-        source=describe_commit(),
-        limits={},
-    )
+    result = Scaling(**Scaling.head(arguments, argv), contender=arguments.contender)
     with console.status("measuring") as status:
         measure(result, arguments, status.update, console)
-    output: Path = (
-        arguments.output or REPOSITORY / "bench" / "results" / f"{datetime.date.today():%Y-%m-%d}-scaling.json"
-    )
+    output = output_of(arguments, Scaling.KIND)
     result.save(output)
     draw(result, output.with_suffix(".png"))
     show(result, console)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import datetime
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,7 +19,8 @@ from rich.table import Table
 
 from bench.limits.library import load
 from bench.limits.measure import MachineLimits, measure
-from bench.machine import REPOSITORY
+from bench.machine import counted_threads
+from bench.results import default_output
 
 _STYLES: Final = {"read, 1 stream": "--", "read, 8 streams": "-"}
 _COLOURS: Final = ("#2a6fbb", "#e39a3b", "#3d8f5f", "#a8324a", "#6f4fa0", "#555555")
@@ -56,7 +56,7 @@ def _table(
     table = Table(title=f"{heading} ({unit})", box=box.SIMPLE_HEAD)
     table.add_column(first, no_wrap=True)
     for count in threads:
-        table.add_column(f"{count} thread{'s' if count > 1 else ''}", justify="right", no_wrap=True)
+        table.add_column(counted_threads(count), justify="right", no_wrap=True)
     for name, rates in rows:
         table.add_row(name, *(f"{rate / 1e9:.1f}" if rate < 1e11 else f"{rate / 1e9:.0f}" for rate in rates))
     return table
@@ -93,7 +93,7 @@ def draw(result: MachineLimits, path: Path) -> None:
             points = [b for b in result.bandwidths if (b.way, b.threads) == (way, threads)]
             sizes, rates = [b.bytes_per_thread for b in points], [b.bytes_per_second / 1e9 for b in points]
             if way in _STYLES:
-                label = f"{way}, {threads} thread{'s' if threads > 1 else ''}"
+                label = f"{way}, {counted_threads(threads)}"
                 axes.plot(sizes, rates, _STYLES[way], marker="o", markersize=3, color=colour, label=label)
             else:
                 axes.plot(sizes, rates, "_", markersize=9, color=colour)
@@ -131,8 +131,7 @@ def _run(arguments: argparse.Namespace, argv: Sequence[str], console: Console) -
         raise ValueError("--threads must be at least 1")
     with console.status("measuring") as status:
         result = measure(kernels, threads, arguments.quick, status.update)
-    name = f"{datetime.date.today():%Y-%m-%d}-limits{'-quick' if arguments.quick else ''}.json"
-    output: Path = arguments.output or REPOSITORY / "bench" / "results" / name
+    output: Path = arguments.output or default_output("limits", *(["quick"] if arguments.quick else []))
     result.save(output)
     draw(result, output.with_suffix(".png"))
     show(result, console)

@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
-import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
-import torch
 from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from bench.limits.floor import Limits, measure_limits
-from bench.machine import REPOSITORY, ForeignLoad, describe_commit, describe_machine, describe_versions, without_folders
+from bench.machine import ForeignLoad, without_folders
 from bench.parts.contenders import ENTRIES
 from bench.parts.work import PARTS, Part, Sizes, Tensors, tolerance
-from bench.results import write_json
 from bench.runner import DTYPES
+from bench.timed_run import TimedRun, add_arguments, output_of
 from bench.timing import Spread, Step, time_interleaved
 
 _WIDTH: Final = 130
@@ -61,32 +57,24 @@ class PartCell:
 
 
 @dataclass
-class PartsReport:
+class PartsReport(TimedRun):
     """One run."""
 
     KIND: ClassVar[str] = "parts"
-    date: str
-    command: str
-    threads: int
-    machine: dict[str, Any]
-    versions: dict[str, Any]
-    source: dict[str, Any]
-    limits: dict[str, Any]
     cells: list[PartCell] = field(default_factory=list)
 
     def save(self, path: Path) -> None:
         """Spreads follow from the times and are written for readers only."""
-        content = {"kind": self.KIND, **asdict(self)}
+        content = asdict(self)
         for cell in content["cells"]:
             for outcome in cell["outcomes"]:
                 outcome["spread"] = asdict(Spread.of(outcome["seconds"])) if outcome["seconds"] else None
-        write_json(path, content)
+        self.write(path, content)
 
     @classmethod
     def load(cls, path: Path) -> PartsReport:
         """From a file whose "kind" is KIND."""
-        content = json.loads(path.read_text())
-        del content["kind"]
+        content = cls.read(path)
         cells = []
         for cell in content.pop("cells"):
             outcomes = cell.pop("outcomes")
@@ -151,8 +139,7 @@ def show(report: PartsReport, console: Console) -> None:
     """One table, a line for each contender, and what the floor is."""
     console.width = max(console.width, _WIDTH)
     limits = report.limits
-    threads = f"{report.threads} thread{'s' if report.threads != 1 else ''}"
-    table = Table(title=f"{report.machine['cpu']}, {threads}, {report.date[:10]}", box=box.SIMPLE_HEAD)
+    table = Table(title=report.title, box=box.SIMPLE_HEAD)
     for heading in ("part", "dtype", "E", "contender", "ms", "quartiles", "floors", "moe_ext is", "error"):
         table.add_column(heading, no_wrap=True, justify="right" if heading in ("E", "ms", "floors") else "left")
     for cell in report.cells:
@@ -191,28 +178,15 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--experts", nargs="+", type=int, default=[128, 256], metavar="E")
     parser.add_argument("--top-k", type=int, default=8, metavar="K")
     parser.add_argument("--hidden", type=int, default=2048, metavar="H")
-    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=list(DTYPES))
-    parser.add_argument("--repeats", type=int, default=15, help="rounds; short calls get more")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--quick", action="store_true", help="see the machinery run: measure the limits badly")
-    parser.add_argument("--output", type=Path, help="default: bench/results/<date>-parts.json")
+    add_arguments(parser, PartsReport.KIND, dtypes=list(DTYPES), repeats=15, also="")
     parser.set_defaults(action=_run)
 
 
 def _run(arguments: argparse.Namespace, argv: Sequence[str], console: Console) -> int:
-    torch.set_num_threads(arguments.threads)
-    report = PartsReport(
-        date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        command=without_folders(shlex.join(("python", "-m", "bench", *argv))),
-        threads=arguments.threads,
-        machine=describe_machine(),
-        versions=describe_versions(),
-        source=describe_commit(),
-        limits={},
-    )
+    report = PartsReport(**PartsReport.head(arguments, argv))
     with console.status("measuring") as status:
         measure(report, arguments, status.update)
-    output: Path = arguments.output or REPOSITORY / "bench" / "results" / f"{datetime.date.today():%Y-%m-%d}-parts.json"
+    output = output_of(arguments, PartsReport.KIND)
     report.save(output)
     show(report, console)
     console.print(f"written to {output}", soft_wrap=True)

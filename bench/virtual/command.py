@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import datetime
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from rich.console import Console
 
-from bench.machine import REPOSITORY
+from bench.results import default_output
 from bench.virtual.lines import tables
 from bench.virtual.report import TABLE_WIDTH, notes, rich_tables, title
 from bench.virtual.results import Report
@@ -60,7 +59,6 @@ def show(report: Report, console: Console) -> None:
 
 
 def _run(arguments: argparse.Namespace, argv: Sequence[str], console: Console) -> int:
-    name = f"{datetime.date.today():%Y-%m-%d}-virtual{'-quick' if arguments.quick else ''}.json"
     settings = Settings(
         chips=arguments.chips,
         shapes=arguments.shapes or ([TINY] if arguments.quick else list(SHAPES.values())),
@@ -68,7 +66,7 @@ def _run(arguments: argparse.Namespace, argv: Sequence[str], console: Console) -
         contenders=arguments.contenders,
         checks=arguments.checks,
         seed=arguments.seed,
-        output=arguments.output or REPOSITORY / "bench" / "results" / name,
+        output=arguments.output or default_output("virtual", *(["quick"] if arguments.quick else [])),
     )
 
     def print_lines(contender: str, launches: Sequence[emulator.Launch]) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
 import importlib.metadata
-import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 
 from bench.check import BOUNDS, TensorError, compare, faults
-from bench.machine import describe_commit, describe_machine, describe_versions, without_folders
+from bench.machine import describe_run, without_folders
 from bench.problem import Problem, make_problem, solve
 from bench.virtual.contender import Contender, Phase, Recorder
 from bench.virtual.counts import ChipRates
@@ -104,13 +102,10 @@ class Runner:
         """Raises nothing for a contender that fails; its outcomes say so."""
         settings = self._settings
         report = Report(
-            date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            command=without_folders(shlex.join(("python", "-m", "bench", *self._arguments))),
+            **describe_run(self._arguments),
             settings={"seed": settings.seed, "checks": settings.checks, "dtype": "bf16"},
-            machine=describe_machine(),
-            versions={**describe_versions(), "triton": _version("triton")},
-            source=describe_commit(),
         )
+        report.versions["triton"] = _version("triton")
         progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
