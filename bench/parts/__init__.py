@@ -1,5 +1,6 @@
-"""The layer's parts by themselves: routers (forward, and with backward), permute, gather_rows and combine, against
-plain PyTorch and Hugging Face's routers, and against the bytes that they cannot avoid moving.
+"""Ops by themselves: routers (forward, and with backward), permute, gather_rows, combine, and what stands around the
+router, against plain PyTorch and Hugging Face's routers, and against the bytes that they cannot avoid moving.
 
-`work`: tensors, bytes and what is right; `contenders`: who computes it; `command`: `python -m bench parts`.
+`work`: tensors, bytes and what is right of the layer's parts; `contenders`: who computes them; `assignments` and
+`places`: both of the ops around the router; `table`: all of them; `command`: `python -m bench parts`.
 """

@@ -15,8 +15,8 @@ from rich.table import Table
 
 from bench.limits.floor import Limits, measure_limits
 from bench.machine import ForeignLoad, without_folders
-from bench.parts.contenders import ENTRIES
-from bench.parts.work import PARTS, Part, Sizes, Tensors, tolerance
+from bench.parts.table import ENTRIES, PARTS
+from bench.parts.work import Part, Sizes, Tensors, tolerance
 from bench.runner import DTYPES
 from bench.timed_run import TimedRun, add_arguments, output_of
 from bench.timing import Spread, Step, time_interleaved
@@ -172,7 +172,7 @@ def show(report: PartsReport, console: Console) -> None:
 
 def add_parser(commands: Any) -> None:
     """The subcommand `parts`."""
-    parser = commands.add_parser("parts", help="routers, permute, gather_rows and combine by themselves")
+    parser = commands.add_parser("parts", help="ops by themselves: routers, permute, combine and others")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART", help=", ".join(PARTS))
     parser.add_argument("--tokens", type=int, default=4096, metavar="T")
     parser.add_argument("--experts", nargs="+", type=int, default=[128, 256], metavar="E")

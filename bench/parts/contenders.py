@@ -49,14 +49,15 @@ def _both(router: Router) -> Callable[[Tensors], Step]:
     return build
 
 
-def _moe_ext() -> Any:
+def moe_ext() -> Any:
+    """The package, imported once somebody needs it."""
     return importlib.import_module("moe_ext")
 
 
 def _our_router(**options: Any) -> Router:
     def router(tensors: Tensors) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
         bias = {"bias": tensors.bias} if "num_groups" in options else {}
-        return lambda logits: _moe_ext().route(logits, tensors.sizes.top_k, renormalize=True, **bias, **options)
+        return lambda logits: moe_ext().route(logits, tensors.sizes.top_k, renormalize=True, **bias, **options)
 
     return router
 
@@ -160,7 +161,7 @@ def _no_grad(function: Callable[[Tensors], object]) -> Callable[[Tensors], Step]
 
 
 def _our_permute(tensors: Tensors) -> Any:
-    return _moe_ext().permute(tensors.topk_ids, tensors.sizes.num_experts)
+    return moe_ext().permute(tensors.topk_ids, tensors.sizes.num_experts)
 
 
 def _torch_permute(tensors: Tensors) -> tuple[Tensor, Tensor, Tensor]:
@@ -173,7 +174,7 @@ def _torch_permute(tensors: Tensors) -> tuple[Tensor, Tensor, Tensor]:
 
 def _our_gather(tensors: Tensors) -> Step:
     perm = _our_permute(tensors)
-    return lambda: _moe_ext().gather_rows(tensors.x, perm)
+    return lambda: moe_ext().gather_rows(tensors.x, perm)
 
 
 def _torch_gather(tensors: Tensors) -> Step:
@@ -183,7 +184,7 @@ def _torch_gather(tensors: Tensors) -> Step:
 
 def _our_combine(tensors: Tensors) -> Step:
     perm = _our_permute(tensors)
-    return lambda: _moe_ext().combine(tensors.rows, tensors.topk_weights, perm)
+    return lambda: moe_ext().combine(tensors.rows, tensors.topk_weights, perm)
 
 
 def _torch_index_add(tensors: Tensors) -> Step:
@@ -211,18 +212,20 @@ def _torch_permute_gather(tensors: Tensors) -> Tensor:
     return tensors.x.index_select(0, _torch_permute(tensors)[1] // tensors.sizes.top_k)
 
 
-def _ours(build: Callable[[Tensors], Step]) -> Entry:
+def ours(build: Callable[[Tensors], Step]) -> Entry:
+    """moe_ext's entry."""
     return "moe_ext", True, partial(missing_module, "moe_ext"), build
 
 
-def _others(name: str, build: Callable[[Tensors], Step], module: str = "torch") -> Entry:
+def others(name: str, build: Callable[[Tensors], Step], module: str = "torch") -> Entry:
+    """The entry of somebody who needs `module`."""
     return name, False, partial(missing_module, module), build
 
 
 def _routers(wrap: Callable[[Router], Callable[[Tensors], Step]], *routers: Router) -> list[Entry]:
-    ours, plain, theirs = routers
+    own, plain, theirs = routers
     module, name = (_QWEN3, "hf_qwen3") if theirs is _hf_softmax else (_DEEPSEEK, "hf_deepseek_v3")
-    return [_ours(wrap(ours)), _others("torch", wrap(plain)), _others(name, wrap(theirs), module)]
+    return [ours(wrap(own)), others("torch", wrap(plain)), others(name, wrap(theirs), module)]
 
 
 ENTRIES: Final[dict[str, list[Entry]]] = {
@@ -230,11 +233,11 @@ ENTRIES: Final[dict[str, list[Entry]]] = {
     "route softmax fwdbwd": _routers(_both, _our_softmax, _torch_softmax, _hf_softmax),
     "route grouped sigmoid": _routers(_forward, _our_groups, _torch_groups, _hf_groups),
     "route grouped sigmoid fwdbwd": _routers(_both, _our_groups, _torch_groups, _hf_groups),
-    "permute": [_ours(_no_grad(_our_permute)), _others("torch", _no_grad(_torch_permute))],
-    "gather_rows": [_ours(_our_gather), _others("torch", _torch_gather)],
+    "permute": [ours(_no_grad(_our_permute)), others("torch", _no_grad(_torch_permute))],
+    "gather_rows": [ours(_our_gather), others("torch", _torch_gather)],
     "permute + gather_rows": [
-        _ours(_no_grad(lambda tensors: _moe_ext().gather_rows(tensors.x, _our_permute(tensors)))),
-        _others("torch", _no_grad(_torch_permute_gather)),
+        ours(_no_grad(lambda tensors: moe_ext().gather_rows(tensors.x, _our_permute(tensors)))),
+        others("torch", _no_grad(_torch_permute_gather)),
     ],
-    "combine": [_ours(_our_combine), _others("torch_index_add", _torch_index_add), _others("torch_sum", _torch_sum)],
+    "combine": [ours(_our_combine), others("torch_index_add", _torch_index_add), others("torch_sum", _torch_sum)],
 }

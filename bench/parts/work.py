@@ -75,7 +75,8 @@ def _scores(tensors: Tensors, grouped: bool) -> tuple[Tensor, Tensor, Tensor]:
     return logits, scores, groups.masked_fill(~kept.unsqueeze(-1), -torch.inf).flatten(1)
 
 
-def _error(got: Tensor, truth: Tensor) -> float:
+def relative_error(got: Tensor, truth: Tensor) -> float:
+    """Of all of `got`; the truth is float64."""
     return float((got.double() - truth).norm() / truth.norm())
 
 
@@ -89,11 +90,11 @@ def check_route(tensors: Tensors, grouped: bool, result: Any) -> float:
     weights = weights / weights.sum(-1, keepdim=True) * (SCALE if grouped else 1.0)
     best = rank.topk(ids.size(1), dim=-1).values
     errors = [
-        _error(rank.gather(1, ids).sort(descending=True).values, best),
-        _error(topk_weights.detach(), weights.detach()),
+        relative_error(rank.gather(1, ids).sort(descending=True).values, best),
+        relative_error(topk_weights.detach(), weights.detach()),
     ]
     if grads:
-        errors.append(_error(grads[0], torch.autograd.grad(weights, logits, tensors.grad_weights.double())[0]))
+        errors.append(relative_error(grads[0], torch.autograd.grad(weights, logits, tensors.grad_weights.double())[0]))
     return max(errors)
 
 
@@ -124,7 +125,7 @@ def check_combine(tensors: Tensors, result: Any) -> float:
     weights = tensors.topk_weights.flatten()[order].double().unsqueeze(1)
     for part in torch.arange(len(order)).split(4096):  # no float64 copy of all rows
         y.index_add_(0, order[part] // tensors.sizes.top_k, weights[part] * tensors.rows[part].double())
-    return _error(result, y)
+    return relative_error(result, y)
 
 
 def tolerance(tensors: Tensors) -> float:
@@ -163,16 +164,13 @@ def _combine_bytes(sizes: Sizes, itemsize: int) -> int:
     return sizes.num_tokens * ((1 + sizes.top_k) * sizes.hidden_size * itemsize + 8 * sizes.top_k)
 
 
-PARTS: Final = {
-    part.name: part
-    for part in (
-        Part("route softmax", _route_bytes, lambda t, r: check_route(t, False, r)),
-        Part("route softmax fwdbwd", _route_both_bytes, lambda t, r: check_route(t, False, r)),
-        Part("route grouped sigmoid", _route_bytes, lambda t, r: check_route(t, True, r)),
-        Part("route grouped sigmoid fwdbwd", _route_both_bytes, lambda t, r: check_route(t, True, r)),
-        Part("permute", _permute_bytes, check_permute),
-        Part("gather_rows", _gather_bytes, check_gather),
-        Part("permute + gather_rows", lambda s, i: _permute_bytes(s, i) + _gather_bytes(s, i), check_gather),
-        Part("combine", _combine_bytes, check_combine),
-    )
-}
+PARTS: Final = (
+    Part("route softmax", _route_bytes, lambda t, r: check_route(t, False, r)),
+    Part("route softmax fwdbwd", _route_both_bytes, lambda t, r: check_route(t, False, r)),
+    Part("route grouped sigmoid", _route_bytes, lambda t, r: check_route(t, True, r)),
+    Part("route grouped sigmoid fwdbwd", _route_both_bytes, lambda t, r: check_route(t, True, r)),
+    Part("permute", _permute_bytes, check_permute),
+    Part("gather_rows", _gather_bytes, check_gather),
+    Part("permute + gather_rows", lambda s, i: _permute_bytes(s, i) + _gather_bytes(s, i), check_gather),
+    Part("combine", _combine_bytes, check_combine),
+)
