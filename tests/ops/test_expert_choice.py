@@ -80,6 +80,13 @@ def test_orders_that_defeat_guesses_of_a_threshold(backend: Backend, num_tokens:
     check(backend, scores, num_tokens // 7, token_mask=tokens % 8 != 0)
 
 
+def test_a_threshold_of_nan_lets_nothing_else_past(backend: Backend) -> None:
+    """NaN where a sample of the rows sees it, and nothing that can be chosen anywhere else."""
+    scores = torch.full((1024, 2), -INF)
+    scores[::4][:100] = NAN
+    check(backend, scores, 256)
+
+
 @given(data=st.data())
 def test_any_scores(backend: Backend, data: st.DataObject) -> None:
     num_groups, size, num_experts = (data.draw(st.integers(1, high)) for high in (3, 12, 6))

@@ -89,7 +89,7 @@ class Lists {
       decltype(assigning::rank(A(0))) keys[kSample];
       for (int64_t i = 0; i < size; ++i) keys[i] = assigning::rank(scores[tokens[i] * p_.scores_stride]);
       std::nth_element(keys, keys + place, keys + size, std::greater<>());
-      limits_[c] = assigning::value_of(keys[place]);
+      limits_[c] = limit_at(assigning::value_of(keys[place]));
     }
     return true;
   }
@@ -127,8 +127,7 @@ class Lists {
     if (skips_[column]) return;  // NaN gets past every limit
     if (counts_[column] == room_) {
       cut(column);
-      // Of equals, NaN among them, the tokens already there come first.
-      if (assigning::rank(score) <= assigning::rank(limits_[column])) return;
+      if (!(Entry<A>(score, token) > memory_[column * room_ + p_.capacity - 1])) return;
     }
     memory_[column * room_ + counts_[column]++] = Entry<A>(score, token);
   }
@@ -137,8 +136,11 @@ class Lists {
     Entry<A>* list = memory_ + column * room_;
     std::nth_element(list, list + p_.capacity - 1, list + counts_[column], std::greater<>());
     counts_[column] = p_.capacity;
-    limits_[column] = list[p_.capacity - 1].score();
+    limits_[column] = limit_at(list[p_.capacity - 1].score());
   }
+
+  // What no score but a larger one gets past. Nothing is larger than NaN, but a comparison with it would let all past.
+  static A limit_at(A score) { return score == score ? score : kInfinity<A>; }
 
   const ExpertChoiceParams& p_;
   const int64_t room_;
