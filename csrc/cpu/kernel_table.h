@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cpu/gemm.h"
+#include "moe/assign.h"
 #include "moe/combine.h"
 #include "moe/noise.h"
 #include "moe/permute.h"
@@ -24,6 +25,12 @@ struct KernelTable {
   void (*dot)(DType, const void* a, int64_t a_stride, const void* b, int64_t b_stride, int64_t size, void* out);
   // Blocks [begin, end) of kNoiseBlock numbers.
   void (*noise)(const NoiseParams&, int64_t begin, int64_t end);
+  // The passes of sinkhorn over tokens [begin, end), in params.dtype: balanced = exp(logits - row maximum), which
+  // returns how many rows have anything in them; sums [E] = those of the columns of diag(u) balanced, u = 1 / (balanced
+  // v); balanced = diag(u) balanced diag(v).
+  int64_t (*sinkhorn_exponentiate)(const SinkhornParams&, int64_t begin, int64_t end);
+  void (*sinkhorn_add_columns)(const SinkhornParams&, int64_t begin, int64_t end, const void* v, void* sums);
+  void (*sinkhorn_scale)(const SinkhornParams&, int64_t begin, int64_t end, const void* v);
   // One block of a matrix product, indexed by DType.
   GemmKernel gemm[4];
 };

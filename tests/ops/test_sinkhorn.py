@@ -109,6 +109,23 @@ def test_columns_out_of_reach_leave_finite_numbers(backend: Backend) -> None:
     assert (sinkhorn(backend, nothing) == 0).all()
 
 
+@pytest.mark.parametrize("reached", [2, 7, 13])
+def test_no_balance_to_be_had(backend: Backend, reached: int) -> None:
+    """The factors of what too many tokens depend on fall in each iteration, and must not reach what has no inverse."""
+    logits = torch.randn(40, 32)
+    logits[:, reached:] = -INF
+    for iterations in (23, 51, 100, 101, 102) if not backend.is_virtual else (60,):
+        balanced = sinkhorn(backend, logits, max_iterations=iterations)
+        torch.testing.assert_close(balanced.sum(1), torch.ones(40), atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            balanced[:, :reached].sum(0), torch.full((reached,), 40 / reached), atol=0, rtol=1e-3
+        )
+    logits[0] = 0.0  # one token reaches all
+    balanced = sinkhorn(backend, logits, max_iterations=60)
+    torch.testing.assert_close(balanced.sum(1), torch.ones(40), atol=1e-5, rtol=0)
+    torch.testing.assert_close(balanced, reference.sinkhorn(logits, max_iterations=60), atol=1e-5, rtol=0)
+
+
 @given(st.integers(0, 1000))
 def test_a_permutation_of_the_tokens_permutes_the_rows(backend: Backend, seed: int) -> None:
     if not backend.takes(seed):

@@ -7,6 +7,7 @@
 #include "cpu/vectorized/gemm_driver.h"
 #include "cpu/vectorized/noise.h"
 #include "cpu/vectorized/route.h"
+#include "cpu/vectorized/sinkhorn.h"
 
 namespace moe::cpu::MOE_ISA {
 
@@ -20,6 +21,9 @@ static constexpr KernelTable kernel_table(GemmKernel float32, GemmKernel bfloat1
       .segment_sum = segment_sum,
       .dot = dot,
       .noise = noise,
+      .sinkhorn_exponentiate = sinkhorn_exponentiate,
+      .sinkhorn_add_columns = sinkhorn_add_columns,
+      .sinkhorn_scale = sinkhorn_scale,
       .gemm = {float32, bfloat16, float16, float64},
   };
 }

@@ -26,6 +26,7 @@ struct Plan {
   A* sums;                 // [2, chunks, E]: column sums
   A* v;                    // [2, E]
   A* alive;                // [chunks]: rows with anything in them
+  A* target;               // [1]: what a column is to sum to
   int32_t* done;           // [max_iterations + 1]: the iteration that was the last one, or kGoesOn
   int64_t bytes;
 
@@ -38,6 +39,7 @@ struct Plan {
     sums = workspace.take<A>(2 * chunks * p.num_experts);
     v = workspace.take<A>(2 * p.num_experts);
     alive = workspace.take<A>(chunks);
+    target = workspace.take<A>(1);
     done = workspace.take<int32_t>(p.max_iterations + 1);
     bytes = workspace.used();
   }
@@ -104,32 +106,42 @@ __device__ bool form_v(const SinkhornParams& p, const Plan<A>& plan, int64_t ite
       v[e] = 1;
       if (blockIdx.x == 0) plan.v[e] = 1;
     }
-    if (blockIdx.x == 0 && threadIdx.x == 0 && p.max_iterations > 0) plan.done[1] = kGoesOn;
+    if (blockIdx.x == 0 && threadIdx.x == 0 && p.max_iterations > 0) {
+      A rows = 0;
+      for (int64_t c = 0; c < plan.chunks; ++c) rows += plan.alive[c];
+      *plan.target = rows / static_cast<A>(experts);
+      plan.done[1] = kGoesOn;
+    }
     __syncthreads();
     return false;
   }
-  A rows = 0;
-  for (int64_t c = 0; c < plan.chunks; ++c) rows += plan.alive[c];
-  const A target = rows / static_cast<A>(experts);
+  const A target = *plan.target;
   const A* sums = plan.sums + (iteration - 1) % 2 * plan.chunks * experts;
   const A* before = plan.v + (iteration - 1) % 2 * experts;
   A change = 0;
+  bool in_range = true;
   for (int64_t e = threadIdx.x; e < experts; e += blockDim.x) {
     A sum = 0;
+#pragma unroll 8
     for (int64_t c = 0; c < plan.chunks; ++c) sum += sums[c * experts + e];
-    v[e] = target / fmax(sum, A(1e-30));
+    v[e] = target / fmax(sum, A(kSinkhornLeastSum));
     change += magnitude(v[e] - before[e]) / before[e];
-    if (blockIdx.x == 0) plan.v[iteration % 2 * experts + e] = v[e];
+    in_range = in_range && v[e] >= A(kSinkhornLeastFactor);
   }
   change = warp_sum(change);
   if (lane_of(threadIdx.x) == 0) changes[threadIdx.x / 32] = change;
-  __syncthreads();
+  in_range = __syncthreads_and(in_range ? 1 : 0) != 0;
   change = 0;
   for (int w = 0; w < static_cast<int>(blockDim.x) / 32; ++w) change += changes[w];
-  const bool last = change / static_cast<A>(experts) <= static_cast<A>(p.tolerance);
+  const bool last = !in_range || change / static_cast<A>(experts) <= static_cast<A>(p.tolerance);
+  for (int64_t e = threadIdx.x; e < experts; e += blockDim.x) {
+    if (!in_range) v[e] = before[e];
+    if (blockIdx.x == 0) plan.v[iteration % 2 * experts + e] = v[e];
+  }
   if (blockIdx.x == 0 && threadIdx.x == 0 && iteration < p.max_iterations) {
     plan.done[iteration + 1] = last ? static_cast<int32_t>(iteration) : kGoesOn;
   }
+  __syncthreads();
   return last;
 }
 

@@ -43,6 +43,12 @@ struct AuctionParams {
 // in them. Alternates u = 1 / (K v) and v = (R / E) / (K^T u) until v changes by less than `tolerance` relative to
 // itself, in the mean over the experts. NaN counts as -inf and +inf as the largest finite float; a row of -inf alone
 // becomes zeros.
+//
+// Where -inf leaves no such matrix, v has no limit: what too many rows depend on falls from iteration to iteration. The
+// last v before one with a factor below kSinkhornLeastFactor is then the one that counts, and everything stays finite.
+constexpr double kSinkhornLeastSum = 1e-30;  // below it a column is one that nobody reaches: its factor would overflow
+constexpr double kSinkhornLeastFactor = 1e-30;  // below it the factor of a row might
+
 struct SinkhornParams {
   DType dtype;
   int64_t num_tokens;

@@ -20,6 +20,8 @@ def sinkhorn(logits: Tensor, *, tolerance: float = 1e-4, max_iterations: int = 1
     Args:
         logits: ``[num_tokens, num_experts]``, float32, bfloat16, float16 or float64. NaN counts as -inf, +inf as the
             largest finite float32. A row of -inf alone (padding) becomes zeros and does not count in num_tokens above.
+            Where -inf forbids so much that no balanced matrix is left, columns are as near as it lets them be when
+            ``max_iterations`` are over or factors have become 1e-30; rows still sum to one.
         tolerance: the iteration stops when v changes by no more than this, relative to itself, in the mean over the
             experts: when the sums of columns are off by so much. Megatron-LM stops by the absolute change.
         max_iterations: and after so many at the latest.

@@ -119,7 +119,8 @@ def sinkhorn(logits: Tensor, *, tolerance: float = 1e-4, max_iterations: int = 1
 
     Returns:
         ``[T, E]`` float32 (float64 for float64 logits). Rows sum to 1, those of -inf alone are zeros; columns sum to
-        the number of the others divided by E.
+        the number of the others divided by E, if -inf leaves that possible; else the iteration ends where a factor would
+        fall below 1e-30.
     """
     wide = logits.detach().to(compute_dtype(logits.dtype))
     wide = torch.where(wide.isnan(), float("-inf"), wide)
@@ -133,7 +134,10 @@ def sinkhorn(logits: Tensor, *, tolerance: float = 1e-4, max_iterations: int = 1
     v = wide.new_ones(logits.shape[1])
     for _ in range(max_iterations):
         before = v
-        v = target / (kernel * _inverse(kernel @ v)[:, None]).sum(0).clamp(min=1e-30)
+        after = target / (kernel * _inverse(kernel @ v)[:, None]).sum(0).clamp(min=1e-30)
+        if after.min() < 1e-30:
+            break
+        v = after
         if ((v - before).abs() / before).mean() <= tolerance:
             break
     return kernel * _inverse(kernel @ v)[:, None] * v
