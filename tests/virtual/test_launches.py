@@ -27,7 +27,7 @@ MOST_LAUNCHES = {
     "route_backward": 1,
     "route_with_statistics": 1,
     "route_with_statistics_backward": 1,
-    "route_top_p": 2,  # route, the cut
+    "route_top_p": 1,
     "noise": 1,
     "permute": 1,
     "slot_positions": 1,

@@ -2,7 +2,6 @@
 #include <string>
 #include <tuple>
 
-#include "cuda/route/route.h"
 #include "cuda/route/top_p.h"
 #include "torch/arguments/route_top_p.h"
 #include "torch/cuda/launching.h"
@@ -16,10 +15,9 @@ std::tuple<Tensor, Tensor> route_top_p(const Tensor& router_logits, double p, in
   const Checks checks("route_top_p", kKernelPlace);
   const RouteTopPArguments a(checks, router_logits, p, max_k, score, renormalize, eps, scale, nonfinite);
   Launching launching(checks, a.route.logits);
-  void* workspace = launching.workspace(cuda::route_forward_workspace_bytes(a.route.params));
-  launching.is_ok(cuda::route_forward(a.route.params, workspace, launching.stream()), "router_logits ",
+  void* workspace = launching.workspace(cuda::route_top_p_workspace_bytes(a.route.params));
+  launching.is_ok(cuda::route_top_p(a.route.params, a.params, workspace, launching.stream()), "router_logits ",
                   shape_text(a.route.logits), ", max_k ", max_k);
-  launching.is_ok(cuda::cut_at_top_p(a.params, launching.stream()), "router_logits ", shape_text(a.route.logits));
   return {a.route.topk_weights, a.route.topk_ids};
 }
 
