@@ -112,7 +112,7 @@ def test_cases(backend: Backend, case: Case, order: str, kind: str) -> None:
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize(
     ("num_tokens", "top_k", "num_experts", "group_size"),
-    [(9000, 8, 64, None), (9001, 2, 7, 100), (40000, 1, 3, 19000), (150, 4, 9500, 100), (17000, 1, 20, None)],
+    [(9000, 8, 64, None), (9001, 2, 7, 100), (40000, 1, 3, 19000), (150, 4, 9500, 100), (33000, 1, 20, None)],
 )
 def test_many_slots(
     backend: Backend,

@@ -79,11 +79,14 @@ def fused(gpu: emulator.Gpu, problem: Case, dtype: torch.dtype, **options: objec
 
 
 def test_slot_positions_of_many_slots(gpu: emulator.Gpu) -> None:
-    """Count, scan, place; with priorities as much again for each of four digits; without places for a histogram."""
+    """Count, scan, place; without places for a histogram; to sort by priority one block, or as much again for each of
+    four digits."""
     ids, priority = put((torch.randint(0, 8, (9000, 2), dtype=torch.int32), torch.rand(9000)))
+    more = put(torch.rand(33000))
     for call, most in (
         (lambda: moe_ext.slot_positions(ids, 8), 3),
-        (lambda: moe_ext.slot_positions(ids, 8, priority=priority), 15),
+        (lambda: moe_ext.slot_positions(ids, 8, priority=priority), 4),
+        (lambda: moe_ext.slot_positions(torch.zeros_like(more, dtype=torch.int32)[:, None], 8, priority=more), 15),
         (lambda: moe_ext.slot_positions(ids, 8, priority=priority, group_size=1000), 1),
         (lambda: moe_ext.expert_histogram(ids, 8), 2),
     ):

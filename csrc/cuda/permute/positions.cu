@@ -6,7 +6,8 @@
 // digits in place of experts. It orders the tokens, or the places of slots, and keeps the order of equal ones.
 //
 // Groups of few slots: one block per group does it all. Of many: chunks of a group are blocks, and each counting is
-// three launches. Nothing depends on which warp is first.
+// three launches; what is sorted may still fit one block, as the tokens do where their slots do not. Nothing depends on
+// which warp is first.
 #include "cuda/common/launch_kernel.cuh"
 #include "cuda/permute/permute_plan.h"
 #include "cuda/permute/positions.h"
@@ -134,26 +135,37 @@ struct Positions {
 // One block per group.
 
 template <class Id>
-__global__ void __launch_bounds__(kBlockThreads, 1) positions_block_kernel(Positions<Id> p, int sort_warps, int warps) {
-  extern __shared__ int32_t counters[];
+__device__ void sort_in_block(const Positions<Id>& p, uint32_t group, int warps, int32_t* counters) {
   __shared__ int32_t scratch[kBlockThreads / 32];
-  const uint32_t group = blockIdx.x;
-  for (int pass = 0; p.priority != nullptr && pass < kPasses; ++pass) {
+  for (int pass = 0; pass < kPasses; ++pass) {
     const Digits digits = p.digits(group, pass);
     const Range all = {0, digits.count};
-    count_per_warp(digits, all, sort_warps, counters);
+    count_per_warp(digits, all, warps, counters);
     int32_t items = 0;
     if (threadIdx.x < kDigits) {
-      for (int warp = 0; warp < sort_warps; ++warp) items += counters[warp * kDigits + threadIdx.x];
+      for (int warp = 0; warp < warps; ++warp) items += counters[warp * kDigits + threadIdx.x];
     }
     const int32_t first = block_exclusive_scan<Sum<int32_t>, kBlockThreads>(items, int32_t{0}, scratch).before;
-    if (threadIdx.x < kDigits) rank_warps(counters, kDigits, sort_warps, threadIdx.x, first);
+    if (threadIdx.x < kDigits) rank_warps(counters, kDigits, warps, threadIdx.x, first);
     __syncthreads();
     int32_t* to = p.after(group, pass);
-    rank_per_warp(digits, all, sort_warps, counters,
+    rank_per_warp(digits, all, warps, counters,
                   [&](uint32_t item, int32_t, int32_t rank) { to[rank] = static_cast<int32_t>(item); });
     __syncthreads();
   }
+}
+
+template <class Id>
+__global__ void __launch_bounds__(kBlockThreads, 1) positions_sort_kernel(Positions<Id> p, int warps) {
+  extern __shared__ int32_t counters[];
+  sort_in_block(p, blockIdx.x, warps, counters);
+}
+
+template <class Id>
+__global__ void __launch_bounds__(kBlockThreads, 1) positions_block_kernel(Positions<Id> p, int sort_warps, int warps) {
+  extern __shared__ int32_t counters[];
+  const uint32_t group = blockIdx.x;
+  if (p.priority != nullptr) sort_in_block(p, group, sort_warps, counters);
   const Visited<Id> visited = p.visited(group);
   const Range all = {0, visited.count};
   count_per_warp(visited, all, warps, counters);
@@ -297,16 +309,11 @@ struct Plan {
     group_tokens = std::min(p.group_size, p.num_tokens);
     const int64_t group_slots = group_tokens * p.top_k;
     sorted_items = !sorts ? 0 : p.priority_of_slots ? p.num_tokens * p.top_k : p.num_tokens;
-    sort = plan_permute(p.priority_of_slots ? group_slots : group_tokens, kDigits);
     final = plan_permute(group_slots, p.num_experts);
-    // One way for both: chunks even where what is sorted would fit one block.
-    if (final.one_block || !sort.one_block) return;
-    sort.one_block = false;
-    sort.warps = std::min(sort.warps, kCountThreads / 32);
+    // Up to here one block is done with all four digits before twelve launches would be.
+    constexpr int64_t kOneBlockItems = 32 * 1024;
     const int64_t items = p.priority_of_slots ? group_slots : group_tokens;
-    sort.chunk_slots = static_cast<uint32_t>(std::max<int64_t>((items + 31) / 32 * 32, 32));
-    sort.num_chunks = 1;
-    sort.workspace_bytes = kDigits * static_cast<int64_t>(sizeof(int32_t));
+    sort = plan_permute(items <= kOneBlockItems ? std::min(items, kOneBlockSlots) : items, kDigits);
   }
 
   bool one_block() const { return final.one_block; }
@@ -322,7 +329,7 @@ struct Buffers {
     const int64_t of_sort = plan.sorts ? plan.sort.workspace_bytes : 0;
     const int64_t of_group = plan.one_block() ? 0 : std::max(of_sort, plan.final.workspace_bytes);
     counters = static_cast<int32_t*>(workspace.take_bytes(of_group * p.num_groups));
-    first = workspace.take<int32_t>(plan.sorts && !plan.one_block() ? p.num_groups * kDigits : 0);
+    first = workspace.take<int32_t>(plan.sorts && !plan.sort.one_block ? p.num_groups * kDigits : 0);
     bytes = workspace.used();
   }
 };
@@ -374,7 +381,13 @@ Outcome number_slots(const SlotPositionsParams& p, void* base, Stream stream) {
     return launch("positions_block", positions_block_kernel<Id>, static_cast<unsigned>(p.num_groups), kBlockThreads,
                   shared, stream, positions, plan.sort.warps, plan.final.warps);
   }
-  for (int pass = 0; plan.sorts && pass < kPasses; ++pass) {
+  if (plan.sorts && plan.sort.one_block) {
+    const Outcome outcome =
+        launch("positions_sort", positions_sort_kernel<Id>, static_cast<unsigned>(p.num_groups), kBlockThreads,
+               plan.sort.warps * kDigits * sizeof(int32_t), stream, positions, plan.sort.warps);
+    if (!outcome.ok()) return outcome;
+  }
+  for (int pass = 0; plan.sorts && !plan.sort.one_block && pass < kPasses; ++pass) {
     const SortPass<Id> sort = {positions, pass, buffers.first};
     const Outcome outcome = rank_chunks_of<true, true>(sort, plan.sort, p.num_groups, kDigits, buffers.counters,
                                                        buffers.first, true, stream);
