@@ -1,6 +1,6 @@
 // route_top_p: experts in order of their scores, and the cut. Most tokens reach p within a few experts, and route is
-// fastest where it chooses few: so all tokens get those first, and the ones that want more are routed again in full,
-// which begins with the same bits.
+// fastest where it chooses few: so all tokens get those first, and the ones that want more are routed again for four
+// times as many, and so on, which begins with the same bits.
 #include "cpu/route/top_p.h"
 
 #include <algorithm>
@@ -14,9 +14,11 @@ namespace moe::cpu {
 
 namespace {
 
-constexpr int64_t kFirst = 16;     // choices that route makes for a tile of rows at once
-constexpr int64_t kTokens = 256;   // routed at a time
-constexpr int64_t kGrain = 16384;  // experts in all that are worth another thread
+constexpr int64_t kFirst = 16;                  // choices that route makes for a tile of rows at once
+constexpr int64_t kMostFew = 256;               // choices that are worth another try before all of them
+constexpr int64_t kTokens = 256;                // routed at a time
+constexpr int64_t kChoices = kTokens * kFirst;  // that are made at a time
+constexpr int64_t kGrain = 16384;               // experts in all that are worth another thread
 
 template <class A>
 class Cut {
@@ -24,11 +26,13 @@ class Cut {
   Cut(const RouteParams& route, const TopPParams& params)
       : route_(route), params_(params), table_(kernels()), p_(static_cast<A>(params.p)) {}
 
-  // Tokens [begin, end). What table.route_forward returns.
-  int64_t run(int64_t begin, int64_t end) const {
-    for (int64_t t = begin; t < end; t += kTokens) {
-      const int64_t last = std::min(t + kTokens, end);
-      const int64_t result = params_.top_k <= kFirst || !std::isfinite(p_) ? in_full(t, last) : first_few(t, last);
+  // Tokens [begin, end), whose best `few` are looked at first. What table.route_forward returns.
+  int64_t run(int64_t begin, int64_t end, int64_t few = kFirst) const {
+    const bool all = params_.top_k <= few || few > kMostFew || !std::isfinite(p_);
+    const int64_t step = all ? kTokens : kChoices / few;
+    for (int64_t t = begin; t < end; t += step) {
+      const int64_t last = std::min(t + step, end);
+      const int64_t result = all ? in_full(t, last) : first_few(t, last, few);
       if (result != -1) return result;
     }
     return -1;
@@ -76,31 +80,31 @@ class Cut {
     return -1;
   }
 
-  int64_t first_few(int64_t begin, int64_t end) const {
-    A scores[kTokens * kFirst];
-    int32_t ids[kTokens * kFirst];
-    RouteParams few = route_;
-    few.num_tokens = end - begin;
-    few.top_k = kFirst;
-    few.logits = static_cast<const char*>(route_.logits) + begin * route_.logits_stride * size_of(route_.dtype);
-    few.topk_weights = scores;
-    few.topk_ids = ids;
-    const int64_t result = table_.route_forward(few, 0, end - begin);
+  int64_t first_few(int64_t begin, int64_t end, int64_t few) const {
+    A scores[kChoices];
+    int32_t ids[kChoices];
+    RouteParams route = route_;
+    route.num_tokens = end - begin;
+    route.top_k = few;
+    route.logits = static_cast<const char*>(route_.logits) + begin * route_.logits_stride * size_of(route_.dtype);
+    route.topk_weights = scores;
+    route.topk_ids = ids;
+    const int64_t result = table_.route_forward(route, 0, end - begin);
     if (result != -1) return result >= 0 ? begin + result : result;
     for (int64_t t = begin; t < end; ++t) {
-      const A* row = scores + (t - begin) * kFirst;
-      const Kept kept = kept_of(row, kFirst);
+      const A* row = scores + (t - begin) * few;
+      const Kept kept = kept_of(row, few);
       if (!kept.is_final) {
         // Neighbours that want more are routed together.
         int64_t last = t + 1;
-        while (last < end && !kept_of(scores + (last - begin) * kFirst, kFirst).is_final) ++last;
-        const int64_t again = in_full(t, last);
+        while (last < end && !kept_of(scores + (last - begin) * few, few).is_final) ++last;
+        const int64_t again = run(t, last, 4 * few);
         if (again != -1) return again;
         t = last - 1;
         continue;
       }
       std::memcpy(weights_of(t), row, static_cast<size_t>(kept.count) * sizeof(A));
-      std::memcpy(ids_of(t), ids + (t - begin) * kFirst, static_cast<size_t>(kept.count) * sizeof(int32_t));
+      std::memcpy(ids_of(t), ids + (t - begin) * few, static_cast<size_t>(kept.count) * sizeof(int32_t));
       finish(t, kept);
     }
     return -1;
