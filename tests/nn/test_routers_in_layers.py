@@ -115,6 +115,18 @@ def test_capacity_stands_between_router_and_experts(capacity: nn.Module) -> None
     torch.testing.assert_close(out.y, expected(layer, x, kept))
 
 
+def test_entropies_are_those_of_the_router_whatever_a_capacity_drops() -> None:
+    torch.manual_seed(0)
+    layer = MoE(H, INTERMEDIATE, E, K).eval()
+    x = torch.randn(T, H)
+    before = layer(x, return_metrics=True).metrics
+    layer.capacity = Capacity(E, rule="switch", factor=0.2)
+    after = layer(x, return_metrics=True).metrics
+    assert after.dropped_tokens > 0.2
+    assert torch.equal(after.router_entropy, before.router_entropy)
+    assert torch.equal(after.mean_probability_entropy, before.mean_probability_entropy)
+
+
 def test_a_capacity_knows_the_sequences() -> None:
     seen: list[int] = []
 

@@ -35,7 +35,7 @@ class RoutingMetrics(NamedTuple):
     dropped_tokens: Tensor
     """Share of the tokens without any expert."""
     weight_sum: Tensor
-    """Mean over tokens of the sum of the weights; nan if no weights were given."""
+    """Mean over tokens that have an expert of the sum of their weights; nan if no weights were given."""
     experts_per_token: Tensor
     """Mean over tokens that have an expert of how many they have."""
     top_share: Tensor
@@ -46,7 +46,12 @@ class RoutingMetrics(NamedTuple):
 
 @torch.no_grad()
 def routing_metrics(
-    router_logits: Tensor, topk_ids: Tensor, topk_weights: Tensor | None = None, *, score: str = "softmax"
+    router_logits: Tensor,
+    topk_ids: Tensor,
+    topk_weights: Tensor | None = None,
+    *,
+    score: str = "softmax",
+    chosen_ids: Tensor | None = None,
 ) -> RoutingMetrics:
     """Measure one routing.
 
@@ -54,6 +59,8 @@ def routing_metrics(
         router_logits: [T, E]. topk_ids: [T, K], sentinels allowed. topk_weights: [T, K], optional.
         score: softmax, sigmoid or sqrtsoftplus (the last two divided by their sum): how the entropies see the logits;
             anything else counts as softmax.
+        chosen_ids: [T, K], the ids from before a capacity stage, if there was one: the entropies are those of all
+            tokens that the router chose for, not of those that kept an expert.
     """
     num_tokens, num_experts = router_logits.shape
     counts = expert_counts(topk_ids, num_experts)[0]
@@ -65,13 +72,15 @@ def routing_metrics(
     tokens = has_expert.sum().clamp(min=1)
 
     # A token without an expert (padding, or logits that were not finite) says nothing about the router.
-    logits = router_logits.double().masked_fill(~has_expert[:, None], 0)
+    routed = has_expert if chosen_ids is None else ((chosen_ids >= 0) & (chosen_ids < num_experts)).any(dim=1)
+    num_routed = routed.sum().clamp(min=1)
+    logits = router_logits.double().masked_fill(~routed[:, None], 0)
     if score in ("sigmoid", "sqrtsoftplus"):
         scores = logits.sigmoid() if score == "sigmoid" else F.softplus(logits).sqrt()
         probabilities = scores / scores.sum(dim=-1, keepdim=True)
     else:
         probabilities = logits.softmax(dim=-1)
-    mean_probability = (probabilities * has_expert[:, None]).sum(0) / tokens
+    mean_probability = (probabilities * routed[:, None]).sum(0) / num_routed
     if topk_weights is None:
         weight_sum = torch.full((), float("nan"), device=router_logits.device)
     else:
@@ -86,7 +95,7 @@ def routing_metrics(
         load_cv=(count.std(correction=0) / mean).float(),
         load_entropy=_entropy(load).float(),
         unused_experts=(counts == 0).sum(),
-        router_entropy=((_entropy(probabilities) * has_expert).sum() / tokens).float(),
+        router_entropy=((_entropy(probabilities) * routed).sum() / num_routed).float(),
         mean_probability_entropy=_entropy(mean_probability).float(),
         dropped_slots=(~is_expert).sum() / max(topk_ids.numel(), 1),
         dropped_tokens=(~has_expert).sum() / max(num_tokens, 1),

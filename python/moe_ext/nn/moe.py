@@ -273,6 +273,7 @@ class MoE(nn.Module):
             topk_weights = add_auxiliary_loss(topk_weights, losses.total, self.auxiliary_loss_scale)
             losses = None
 
+        chosen_ids = topk_ids
         if self.capacity is not None:
             topk_weights, topk_ids = self.capacity(
                 Routing(topk_weights, topk_ids), router_logits=router_logits, num_sequences=_num_sequences(x)
@@ -287,7 +288,9 @@ class MoE(nn.Module):
             return y
         metrics = None
         if return_metrics:
-            metrics = routing_metrics(router_logits, topk_ids, topk_weights, score=self._probability_score())
+            metrics = routing_metrics(
+                router_logits, topk_ids, topk_weights, score=self._probability_score(), chosen_ids=chosen_ids
+            )
         return MoEOutput(y, losses, metrics)
 
     def _route(self, x: Tensor, token_mask: Tensor | None, inputs: dict[str, Any]) -> RouterOutput:
