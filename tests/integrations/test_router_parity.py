@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from moe_ext.routing import published
+from moe_ext.routing import published, sparse_mixer
 
 transformers = pytest.importorskip("transformers", minversion="5.0", reason="needs transformers 5.0 or newer")
 
@@ -375,3 +375,33 @@ def test_constants_are_those_of_the_configuration(name: str, option: str, attrib
 
 def test_margin_of_phimoe() -> None:
     assert published.phimoe(8).selection.margin == configuration("phimoe").router_jitter_noise
+
+
+def test_phimoe_samples_and_learns_as_public_code_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training: the same random numbers, hence the same experts, weights and estimated gradients."""
+    modeling = pytest.importorskip("transformers.models.phimoe.modeling_phimoe")
+    torch.manual_seed(0)
+    num_tokens = 200
+    scores, cotangent = torch.randn(num_tokens, E), torch.randn(num_tokens, 2)
+    gumbel = -torch.empty(2, num_tokens, E).exponential_().log()
+    uniform = torch.rand(2, num_tokens, 1)
+
+    numbers = {"gumbel": iter(gumbel), "uniform": iter(uniform)}
+    monkeypatch.setattr(sparse_mixer, "random", lambda seed, shape, kind: next(numbers[kind]))
+    ours = scores.clone().requires_grad_()
+    weights, ids = published.phimoe(H, E, 2, margin=0.3).selection(ours)
+    (grad,) = torch.autograd.grad((weights * cotangent).sum(), ours)
+
+    exponential, rand = iter((-gumbel).exp()), iter(uniform)
+    monkeypatch.setattr(torch.Tensor, "exponential_", lambda _: next(exponential))
+    monkeypatch.setattr(torch, "rand_like", lambda _: next(rand))
+    monkeypatch.setattr(torch.Tensor, "uniform_", lambda numbers: numbers)
+    theirs = scores.clone().requires_grad_()
+    expected, expected_ids = modeling.sparsemixer(theirs, 0.3, training=True, top_k=2)
+    (expected_grad,) = torch.autograd.grad((expected * cotangent).sum(), theirs)
+
+    assert torch.equal(ids.long(), expected_ids)
+    # Some samples are not the best expert, and of these some weigh a third, which public code has as 0.3333.
+    assert 0 < int((ids[:, 0] != scores.argmax(1)).sum()) < num_tokens
+    torch.testing.assert_close(weights, expected, rtol=2e-4, atol=1e-6)
+    torch.testing.assert_close(grad, expected_grad)
