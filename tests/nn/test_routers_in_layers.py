@@ -137,7 +137,9 @@ def test_a_capacity_knows_the_sequences() -> None:
 
     layer = MoE(H, INTERMEDIATE, E, K, capacity=Spy(E, num_devices=2))
     layer(torch.randn(4, 6, H)), layer(torch.randn(T, H))
-    assert seen == [4, 1]
+    layer.router = ROUTERS["expert_choice"]()
+    layer(torch.randn(T, H), num_sequences=3)
+    assert seen == [4, 1, 3]
 
 
 def test_side_inputs_reach_the_router() -> None:

@@ -72,7 +72,7 @@ class MoE(nn.Module):
             is also given `token_mask` [T]. If it has a method `max_rows(num_tokens, ...)`, what that returns bounds the
             number of slots that name an expert.
         capacity: a module (Routing, router_logits=[T, E], num_sequences=B) -> Routing, or None for no limit. B is the
-            number of sequences in x [..., S, H].
+            number of sequences in x [..., S, H], or what `forward` is given as `num_sequences`.
         activation, bias, alpha, limit, apply_weights, save, workspace_limit, deterministic: of the experts, see
             `Experts`. expert_dropout: their `dropout`. The shared expert uses the same activation and bias.
         score, softmax_after, num_groups, topk_groups, group_top, group_fill, renormalize, eps, scale, nonfinite,
@@ -275,8 +275,9 @@ class MoE(nn.Module):
 
         chosen_ids = topk_ids
         if self.capacity is not None:
+            num_sequences = route_inputs.get("num_sequences", _num_sequences(x))
             topk_weights, topk_ids = self.capacity(
-                Routing(topk_weights, topk_ids), router_logits=router_logits, num_sequences=_num_sequences(x)
+                Routing(topk_weights, topk_ids), router_logits=router_logits, num_sequences=num_sequences
             )
         bound = getattr(self.router, "max_rows", None)
         max_rows = None if bound is None else bound(len(topk_ids), **route_inputs)
