@@ -327,6 +327,12 @@ def test_capped_is_plain_where_the_bound_does_not_bind() -> None:
     assert torch.equal(as_matrix(capped.topk_ids), as_matrix(ExpertChoice(4)(logits).topk_ids))
 
 
+def test_a_lone_token_has_its_best_experts() -> None:
+    """Every expert takes it, and no matrix gives it to all of them within the bound."""
+    _, ids = ExpertChoiceCapped(8, max_experts_per_token=2)(torch.arange(8.0)[None])
+    assert ids.tolist() == [[7, 6]]
+
+
 def test_the_projected_matrix_is_in_all_three_sets() -> None:
     scores = torch.randn(1, 16, 4, dtype=torch.float64).softmax(2)
     matrix = (project_capped(scores, 8, 2, 0.1, 2000) / 0.1).clamp(max=0).exp()

@@ -119,8 +119,8 @@ def sinkhorn(logits: Tensor, *, tolerance: float = 1e-4, max_iterations: int = 1
 
     Returns:
         ``[T, E]`` float32 (float64 for float64 logits). Rows sum to 1, those of -inf alone are zeros; columns sum to
-        the number of the others divided by E, if -inf leaves that possible; else the iteration ends where a factor would
-        fall below 1e-30.
+        the number of the others divided by E, if -inf leaves that possible; else the iteration ends where a factor
+        would fall below 1e-30.
     """
     wide = logits.detach().to(compute_dtype(logits.dtype))
     wide = torch.where(wide.isnan(), float("-inf"), wide)

@@ -32,7 +32,8 @@ class ExpertChoiceCapped(nn.Module):
     arXiv:1412.5154), while the temperature falls to its final value. Each expert then takes its k tokens with the
     largest entries of A, and weights are scores, as without the bound. As A is not a matrix of zeros and ones, a token
     may still be among the first k of more than b experts: the b with the largest entries stay, and an expert may end
-    up with a little less than k.
+    up with a little less than k. With fewer than E / b tokens in a group, nothing meets the constraints, and scores
+    stand in for A.
 
     Not causal: see `ExpertChoice`.
 
@@ -96,7 +97,8 @@ class ExpertChoiceCapped(nn.Module):
             scores = masked_scores(router_logits, token_mask)
             with torch.no_grad():
                 ranked = scores if token_mask is None else scores.masked_fill(~token_mask[:, None], _NOWHERE)
-                if capacity > 0:
+                # Where tokens are too few to give every expert one, nothing meets the constraints: scores rank alone.
+                if 0 < capacity * self.num_experts <= self.max_experts_per_token * (num_tokens // num_groups):
                     grouped = ranked.view(num_groups, -1, self.num_experts)
                     ranked = project_capped(
                         grouped, capacity, self.max_experts_per_token, self.temperature, self.num_iterations
