@@ -1,8 +1,8 @@
 // The auction in one block: it is a problem of few steps that each depend on the last, and what is parallel in it fits
-// one. A round: a warp for each token without an expert makes its offer; then, of the offers of each expert that has
-// too many, the cut is found digit by digit from histograms, of all experts at once, by price and, of equal prices, by
-// token; the tokens behind the cut go on to the next round. Lists of tokens are in no particular order, and nothing
-// depends on it.
+// one. A round: a warp for each token without an expert makes its offer; the tokens of experts that now have too many,
+// or just enough for the first time, are listed; then, of the offers of each such expert, the cut is found digit by
+// digit from histograms, of all of them at once, by price and, of equal prices, by token; the tokens behind the cut go
+// on to the next round. Lists of tokens are in no particular order, and nothing depends on it.
 #include <algorithm>
 
 #include "cuda/assign/assign.h"
@@ -63,6 +63,7 @@ template <class A>
 struct Plan {
   bits_t<A>* offers;  // [T]
   int32_t* waiting;   // [2, T]: tokens without an expert, now and in the next round
+  int32_t* rivals;    // [T]: tokens of the experts whose price changes in this round
   void* experts;      // null: in shared memory
   int64_t bytes;
 
@@ -70,6 +71,7 @@ struct Plan {
     Workspace workspace(memory);
     offers = workspace.take<bits_t<A>>(p.num_tokens);
     waiting = workspace.take<int32_t>(2 * p.num_tokens);
+    rivals = workspace.take<int32_t>(p.num_tokens);
     experts = workspace.take_bytes(in_shared(p) ? 0 : Experts<A>::bytes(p.num_experts));
     bytes = workspace.used();
   }
@@ -97,12 +99,17 @@ class Auction {
  public:
   struct Shared {
     A low[kMostWarps], high[kMostWarps];
-    int32_t count, next_count;
+    int32_t count, next_count, rivals;
     int32_t open;  // whether a cut is still to be found
   };
 
   __device__ Auction(const AuctionParams& p, const Plan<A>& plan, const Experts<A>& experts, Shared& shared)
-      : p_(p), offers_(plan.offers), experts_(experts), shared_(shared), expert_of_(p.expert_ids) {
+      : p_(p),
+        offers_(plan.offers),
+        experts_(experts),
+        shared_(shared),
+        expert_of_(p.expert_ids),
+        rivals_(plan.rivals) {
     now_ = plan.waiting;
     next_ = plan.waiting + p.num_tokens;
   }
@@ -197,9 +204,9 @@ class Auction {
   __device__ void refine(int shift, Bits* cuts, const Key& key, const Agrees& agrees) {
     for (int64_t i = threadIdx.x; i < p_.num_experts * kDigits; i += blockDim.x) experts_.histogram[i] = 0;
     __syncthreads();
-    for (int64_t t = threadIdx.x; t < p_.num_tokens; t += blockDim.x) {
-      const int32_t e = expert_of_[t];
-      if (e < 0 || experts_.wanted[e] == 0 || !agrees(t, e)) continue;
+    for (int32_t i = threadIdx.x; i < shared_.rivals; i += blockDim.x) {
+      const int32_t t = rivals_[i], e = expert_of_[t];
+      if (experts_.wanted[e] == 0 || !agrees(t, e)) continue;
       const Bits bits = key(t);
       // All digits before this one.
       if (((bits ^ cuts[e]) >> shift >> kDigitBits) != 0) continue;
@@ -224,8 +231,13 @@ class Auction {
     __syncthreads();
   }
 
+  // Whether the price changes in this round. A price of 0 is that of an expert which has had room so far.
+  __device__ bool is_contested(int64_t e) const {
+    return experts_.claims[e] > places_ || (experts_.claims[e] == places_ && experts_.prices[e] == A(0));
+  }
+
   __device__ void find_cuts() {
-    if (threadIdx.x == 0) shared_.open = 0;
+    if (threadIdx.x == 0) shared_.open = shared_.rivals = 0;
     __syncthreads();
     for (int64_t e = threadIdx.x; e < p_.num_experts; e += blockDim.x) {
       const bool too_many = experts_.claims[e] > places_;
@@ -233,6 +245,10 @@ class Auction {
       experts_.cut[e] = 0;
       experts_.cut_place[e] = 0;
       if (too_many) atomicOr(&shared_.open, 1);
+    }
+    for (int64_t t = threadIdx.x; t < p_.num_tokens; t += blockDim.x) {
+      const int32_t e = expert_of_[t];
+      if (e >= 0 && is_contested(e)) rivals_[atomicAdd(&shared_.rivals, 1)] = static_cast<int32_t>(t);
     }
     __syncthreads();
     bool open = shared_.open != 0;
@@ -253,21 +269,20 @@ class Auction {
   }
 
   __device__ void keep() {
-    for (int64_t t = threadIdx.x; t < p_.num_tokens; t += blockDim.x) {
-      const int32_t e = expert_of_[t];
-      if (e < 0 || experts_.claims[e] < places_) continue;
+    for (int32_t i = threadIdx.x; i < shared_.rivals; i += blockDim.x) {
+      const int32_t t = rivals_[i], e = expert_of_[t];
       const bool stays = offers_[t] > experts_.cut[e] ||
                          (offers_[t] == experts_.cut[e] && ~static_cast<uint32_t>(t) >= experts_.cut_place[e]);
       if (stays) {
         lower(&experts_.lowest[e], offers_[t]);
       } else {
         expert_of_[t] = -1;
-        next_[atomicAdd(&shared_.next_count, 1)] = static_cast<int32_t>(t);
+        next_[atomicAdd(&shared_.next_count, 1)] = t;
       }
     }
     __syncthreads();
     for (int64_t e = threadIdx.x; e < p_.num_experts; e += blockDim.x) {
-      if (experts_.claims[e] < places_) continue;
+      if (!is_contested(e)) continue;
       experts_.claims[e] = places_;
       experts_.prices[e] = price_of(experts_.lowest[e]);
       experts_.lowest[e] = ~bits_t<A>{0};
@@ -307,6 +322,7 @@ class Auction {
   const Experts<A> experts_;
   Shared& shared_;
   int32_t* expert_of_;
+  int32_t* rivals_;
   int32_t *now_, *next_;
   A low_ = 0, epsilon_ = 0;
   int32_t places_ = 0;
