@@ -7,6 +7,7 @@
 
 #include "cpu/assign/assign.h"
 #include "cpu/assign/order.h"
+#include "cpu/scratch.h"
 
 namespace moe::cpu {
 
@@ -28,13 +29,15 @@ class Auction {
  public:
   explicit Auction(const AuctionParams& p)
       : p_(p),
-        scores_(static_cast<size_t>(p.num_tokens * p.num_experts)),
+        memory_(p.num_tokens * p.num_experts * static_cast<int64_t>(sizeof(A))),
+        scores_(static_cast<A*>(memory_.data())),
         offers_(static_cast<size_t>(p.num_tokens)),
         prices_(static_cast<size_t>(p.num_experts), A(0)),
         holders_(static_cast<size_t>(p.num_experts)) {}
 
-  void run(const Parallel& parallel) {
-    read();
+  Status run(const Parallel& parallel) {
+    if (scores_ == nullptr) return Status::kUnsupported;
+    read(parallel);
     const int64_t bidders = static_cast<int64_t>(waiting_.size());
     places_ = (bidders + p_.num_experts - 1) / p_.num_experts;
     const int64_t grain = std::max<int64_t>(kCellsPerRange / p_.num_experts, 1);
@@ -48,38 +51,76 @@ class Auction {
       for (const Entry<A>& holder : holders_[e]) p_.expert_ids[holder.token()] = static_cast<int32_t>(e);
     }
     place_the_rest();
+    return Status::kOk;
   }
 
  private:
   static constexpr A kLargest = std::numeric_limits<A>::max();
+  static constexpr int64_t kLanes = 16;
 
   static bool is_finite(A x) { return x - x == 0; }
 
-  // Finite scores from 0 up: prices then have the precision of what they are compared with.
-  void read() {
+  struct Span {
     A low = kInfinity<A>, high = -kInfinity<A>;
+
+    void add(const Span& other) {
+      low = std::min(low, other.low);
+      high = std::max(high, other.high);
+    }
+  };
+
+  // Of the finite ones.
+  static Span span_of(const A* scores, int64_t count) {
+    A low[kLanes], high[kLanes];
+    std::fill(low, low + kLanes, kInfinity<A>);
+    std::fill(high, high + kLanes, -kInfinity<A>);
+    const auto add = [&](int64_t lane, A x) {
+      low[lane] = std::min(low[lane], is_finite(x) ? x : kInfinity<A>);
+      high[lane] = std::max(high[lane], is_finite(x) ? x : -kInfinity<A>);
+    };
+    int64_t e = 0;
+    for (; e + kLanes <= count; e += kLanes) {
+      for (int64_t l = 0; l < kLanes; ++l) add(l, scores[e + l]);
+    }
+    for (; e < count; ++e) add(0, scores[e]);
+    return {*std::min_element(low, low + kLanes), *std::max_element(high, high + kLanes)};
+  }
+
+  bool takes_part(int64_t token) const { return p_.token_mask == nullptr || p_.token_mask[token] != 0; }
+  const A* given(int64_t token) const { return static_cast<const A*>(p_.scores) + token * p_.scores_stride; }
+
+  // Finite scores from 0 up: prices then have the precision of what they are compared with.
+  void read(const Parallel& parallel) {
+    const int64_t tokens = std::max<int64_t>(kCellsPerRange / p_.num_experts, 1);
+    const int64_t chunks = (p_.num_tokens + tokens - 1) / tokens;
+    const auto for_tokens = [&](const auto& body) {
+      parallel.for_each(chunks, [&](int64_t chunk) {
+        const int64_t end = std::min((chunk + 1) * tokens, p_.num_tokens);
+        for (int64_t t = chunk * tokens; t < end; ++t) {
+          if (takes_part(t)) body(t, chunk);
+        }
+      });
+    };
+    std::vector<Span> spans(static_cast<size_t>(chunks));
+    for_tokens([&](int64_t t, int64_t chunk) { spans[chunk].add(span_of(given(t), p_.num_experts)); });
+    Span all;
+    for (const Span& span : spans) all.add(span);
+    if (all.low > all.high) all = {A(0), A(0)};
+    const A low = all.low, high = all.high;
+    for_tokens([&](int64_t t, int64_t) {
+      const A* __restrict row = given(t);
+      A* __restrict own = scores_ + t * p_.num_experts;
+      for (int64_t e = 0; e < p_.num_experts; ++e) own[e] = is_finite(row[e]) ? std::min(row[e] - low, kLargest) : A(0);
+    });
     for (int64_t t = 0; t < p_.num_tokens; ++t) {
       p_.expert_ids[t] = -1;
-      if (p_.token_mask != nullptr && p_.token_mask[t] == 0) continue;
-      waiting_.push_back(static_cast<int32_t>(t));
-      const A* row = static_cast<const A*>(p_.scores) + t * p_.scores_stride;
-      for (int64_t e = 0; e < p_.num_experts; ++e) {
-        low = is_finite(row[e]) && row[e] < low ? row[e] : low;
-        high = is_finite(row[e]) && row[e] > high ? row[e] : high;
-      }
-    }
-    if (low > high) low = high = 0;
-    for (const int32_t t : waiting_) {
-      const A* row = static_cast<const A*>(p_.scores) + t * p_.scores_stride;
-      A* own = scores_.data() + t * p_.num_experts;
-      for (int64_t e = 0; e < p_.num_experts; ++e) own[e] = is_finite(row[e]) ? std::min(row[e] - low, kLargest) : A(0);
+      if (takes_part(t)) waiting_.push_back(static_cast<int32_t>(t));
     }
     epsilon_ = std::max(std::min(high - low, kLargest) / A(50), A(1e-4));
   }
 
   Offer<A> offer_of(int64_t token) const {
-    constexpr int64_t kLanes = 16;
-    const A* __restrict scores = scores_.data() + token * p_.num_experts;
+    const A* __restrict scores = scores_ + token * p_.num_experts;
     const A* __restrict prices = prices_.data();
     A bests[kLanes], seconds[kLanes];
     std::fill(bests, bests + kLanes, -kInfinity<A>);
@@ -126,7 +167,7 @@ class Auction {
   void place_the_rest() {
     std::sort(waiting_.begin(), waiting_.end());
     for (const int32_t t : waiting_) {
-      const A* scores = scores_.data() + static_cast<int64_t>(t) * p_.num_experts;
+      const A* scores = scores_ + static_cast<int64_t>(t) * p_.num_experts;
       int64_t expert = -1;
       for (int64_t e = 0; e < p_.num_experts; ++e) {
         if (static_cast<int64_t>(holders_[e].size()) == places_) continue;
@@ -138,7 +179,8 @@ class Auction {
   }
 
   const AuctionParams& p_;
-  std::vector<A> scores_;
+  const Workspace memory_;
+  A* scores_;
   std::vector<Offer<A>> offers_;
   std::vector<A> prices_;
   std::vector<std::vector<Entry<A>>> holders_;
@@ -153,15 +195,11 @@ Status auction(const AuctionParams& params, const Parallel& parallel) {
   if (params.num_tokens < 0 || params.num_experts < 1 || params.max_rounds < 0) return Status::kInvalidArgument;
   if (params.num_tokens == 0) return Status::kOk;
   try {
-    if (params.dtype == DType::kFloat64) {
-      Auction<double>(params).run(parallel);
-    } else {
-      Auction<float>(params).run(parallel);
-    }
+    return params.dtype == DType::kFloat64 ? Auction<double>(params).run(parallel)
+                                           : Auction<float>(params).run(parallel);
   } catch (const std::bad_alloc&) {
     return Status::kUnsupported;
   }
-  return Status::kOk;
 }
 
 }  // namespace moe::cpu
