@@ -54,13 +54,6 @@ MOE_INLINE A dot(const A* __restrict a, const A* __restrict b, int64_t count) {
   return lanes[0];
 }
 
-// What makes a row sum to 1 once its columns are scaled; 0 for a row of zeros.
-template <class A>
-MOE_INLINE A row_factor(const A* row, const A* v, int64_t count) {
-  const A sum = dot(row, v, count);
-  return sum > 0 ? 1 / sum : A(0);
-}
-
 template <class A>
 static int64_t exponentiate(const SinkhornParams& p, int64_t begin, int64_t end) {
   int64_t alive = 0;
@@ -81,7 +74,8 @@ static void add_columns(const SinkhornParams& p, int64_t begin, int64_t end, con
   for (int64_t e = 0; e < p.num_experts; ++e) sums[e] = 0;
   for (int64_t t = begin; t < end; ++t) {
     const A* __restrict row = row_of<A>(p, t);
-    const A u = row_factor(row, v, p.num_experts);
+    const A sum = dot(row, v, p.num_experts);
+    const A u = sum > 0 ? 1 / sum : A(0);
     for (int64_t e = 0; e < p.num_experts; ++e) sums[e] += row[e] * u;
   }
 }
@@ -90,8 +84,9 @@ template <class A>
 static void scale(const SinkhornParams& p, int64_t begin, int64_t end, const A* __restrict v) {
   for (int64_t t = begin; t < end; ++t) {
     A* __restrict row = row_of<A>(p, t);
-    const A u = row_factor<A>(row, v, p.num_experts);
-    for (int64_t e = 0; e < p.num_experts; ++e) row[e] = row[e] * u * v[e];
+    const A sum = dot<A>(row, v, p.num_experts);
+    const A divisor = sum > 0 ? sum : A(1);  // a row of zeros
+    for (int64_t e = 0; e < p.num_experts; ++e) row[e] = row[e] * v[e] / divisor;
   }
 }
 

@@ -2,6 +2,11 @@
 // forms v for itself from the column sums that the chunks left in the launch before, in one order, so all of them, and
 // every run, have the same v and come to the same decision whether to go on. The first block notes both for the next
 // launch, in buffers that nobody reads in this one.
+//
+// Several iterations in one launch would have blocks wait for each other, for which they must all be resident: only a
+// cooperative launch promises that, and it fails where other kernels hold the device. One block needs no such promise,
+// but draws no more than about 100 GB/s, a multiprocessor's share of the L2: the 2 MiB of 4096 tokens and 128 experts
+// would take it 20 us in each iteration, several times what a launch costs.
 #include <algorithm>
 
 #include "cuda/assign/assign.h"
@@ -145,13 +150,13 @@ __device__ bool form_v(const SinkhornParams& p, const Plan<A>& plan, int64_t ite
   return last;
 }
 
-// What makes a row sum to 1 once its columns are scaled; 0 for a row of zeros.
+// Of a row once its columns are scaled; 1 for a row of zeros.
 template <class A>
-__device__ A row_factor(const SinkhornParams& p, const A* row, const A* v) {
+__device__ A row_sum(const SinkhornParams& p, const A* row, const A* v) {
   A sum = 0;
   for (int64_t e = lane_of(threadIdx.x); e < p.num_experts; e += 32) sum += row[e] * v[e];
   sum = warp_sum(sum);
-  return sum > 0 ? 1 / sum : A(0);
+  return sum > 0 ? sum : A(1);
 }
 
 template <class A>
@@ -171,7 +176,7 @@ __global__ void __launch_bounds__(kMostWarps * 32)
   for (int64_t e = lane; e < p.num_experts; e += 32) own[e] = 0;
   for_rows(p, plan, [&](int64_t t) {
     const A* row = static_cast<const A*>(p.balanced) + t * p.num_experts;
-    const A u = row_factor(p, row, v);
+    const A u = 1 / row_sum(p, row, v);
     for (int64_t e = lane; e < p.num_experts; e += 32) own[e] += row[e] * u;
   });
   __syncthreads();
@@ -196,8 +201,8 @@ __global__ void __launch_bounds__(kMostWarps * 32) scale_kernel(const SinkhornPa
   }
   for_rows(p, plan, [&](int64_t t) {
     A* row = static_cast<A*>(p.balanced) + t * p.num_experts;
-    const A u = row_factor(p, row, v);
-    for (int64_t e = lane_of(threadIdx.x); e < p.num_experts; e += 32) row[e] = row[e] * u * v[e];
+    const A sum = row_sum(p, row, v);
+    for (int64_t e = lane_of(threadIdx.x); e < p.num_experts; e += 32) row[e] = row[e] * v[e] / sum;
   });
 }
 
