@@ -7,6 +7,7 @@
 #include <tuple>
 
 #include "torch/arguments/assign.h"
+#include "torch/cpu/huge_pages.h"
 #include "torch/cpu/threads.h"
 
 namespace moe::torch_ops {
@@ -16,7 +17,8 @@ namespace {
 std::tuple<Tensor, Tensor> expert_choice(const Tensor& scores, int64_t capacity, int64_t num_groups,
                                          std::optional<Tensor> token_mask, int64_t max_experts_per_token) {
   const Checks checks("expert_choice");
-  const ExpertChoiceArguments a(checks, scores, capacity, num_groups, token_mask, max_experts_per_token);
+  ExpertChoiceArguments a(checks, scores, capacity, num_groups, token_mask, max_experts_per_token);
+  ask_for_huge_pages(a.topk_ids);
   checks.is_ok(cpu::expert_choice(a.params, torch_threads()));
   return {a.token_ids, a.topk_ids};
 }
@@ -30,7 +32,8 @@ Tensor auction(const Tensor& scores, std::optional<Tensor> token_mask, int64_t m
 
 Tensor sinkhorn(const Tensor& logits, double tolerance, int64_t max_iterations) {
   const Checks checks("sinkhorn");
-  const SinkhornArguments a(checks, logits, tolerance, max_iterations);
+  SinkhornArguments a(checks, logits, tolerance, max_iterations);
+  ask_for_huge_pages(a.balanced);
   checks.is_ok(cpu::sinkhorn(a.params, torch_threads()));
   return a.balanced;
 }
