@@ -106,6 +106,16 @@ MOE_EXT_LIBRARY(MOE_EXT_OPS, m) {
       "bool deterministic, bool x_grad, bool weight_grads, bool routing_grad, SymInt? max_rows=None) -> (Tensor, "
       "Tensor, Tensor, Tensor, Tensor, Tensor)");
 
+  // Soft MoE (moe/soft.h): logits [B,m,s], token_mask [B,m] bool. With dispatch a softmax over tokens, values [B,m,D]
+  // -> mixed [B,s,D]; else over slots, [B,s,D] -> [B,m,D]. statistics [2,B,R] for the R results of a sequence: the
+  // largest logit, and 1 / the sum of exponentials, float32 (float64 for float64 values). logits are float64 where
+  // values are.
+  m.def("soft_mix(Tensor values, Tensor logits, Tensor? token_mask, bool dispatch) -> (Tensor, Tensor)");
+  // -> grad_values as values, grad_logits as logits; what is not asked for comes back as an empty [0] tensor.
+  m.def(
+      "soft_mix_backward(Tensor grad_mixed, Tensor values, Tensor logits, Tensor? token_mask, Tensor mixed, "
+      "Tensor statistics, bool dispatch, bool values_grad, bool logits_grad) -> (Tensor, Tensor)");
+
   // seed [1] int64 -> float32 of this shape, each number a function of (seed, its flat index); kind:
   // uniform|normal|gumbel (moe/noise.h).
   m.def("noise(Tensor seed, SymInt[] shape, str kind) -> Tensor");

@@ -1,7 +1,8 @@
 """soft_dispatch and soft_combine: tokens mixed into slots, and slots back into tokens (Soft MoE).
 
-Both are a softmax of the logits and a matrix product. Backward keeps the logits and the data, and forms the softmax
-``[B, m, s]`` again: kept, it would be the largest tensor of the layer, twice.
+Both are a product with the weights of a softmax, and one op, ``soft_mix``: over tokens with ``dispatch``, else over
+slots. The weights ``[B, m, s]`` are formed block by block inside its kernels and never stored. Backward keeps data,
+logits and result, and two numbers per column (row) of the weights, with which it forms them again.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from . import _checks
 from ._autograd import call, differentiable
-from ._library import LIBRARY
+from ._library import fake
 
 
 def soft_dispatch(x: Tensor, logits: Tensor, token_mask: Tensor | None = None) -> Tensor:
@@ -37,8 +38,7 @@ def soft_dispatch(x: Tensor, logits: Tensor, token_mask: Tensor | None = None) -
     """
     name = "soft_dispatch"
     _check(name, "x", x, "batch, num_tokens, hidden_size", logits, token_mask, axis=1)
-    slots: Tensor = call(_soft_dispatch, x, logits, token_mask)
-    return slots
+    return _mix(x, logits, token_mask, dispatch=True)
 
 
 def soft_combine(slot_outputs: Tensor, logits: Tensor, token_mask: Tensor | None = None) -> Tensor:
@@ -61,8 +61,7 @@ def soft_combine(slot_outputs: Tensor, logits: Tensor, token_mask: Tensor | None
     """
     name = "soft_combine"
     _check(name, "slot_outputs", slot_outputs, "batch, num_slots, hidden_size", logits, token_mask, axis=2)
-    y: Tensor = call(_soft_combine, slot_outputs, logits, token_mask)
-    return y
+    return _mix(slot_outputs, logits, token_mask, dispatch=False)
 
 
 def _check(name: str, data_name: str, data: Any, axes: str, logits: Any, token_mask: Any, *, axis: int) -> None:
@@ -82,78 +81,107 @@ def _check(name: str, data_name: str, data: Any, axes: str, logits: Any, token_m
         _checks.same_device(name, "token_mask", token_mask, data_name, data)
 
 
-def _wide(logits: Tensor, data: Tensor) -> Tensor:
-    is_double = torch.float64 in (logits.dtype, data.dtype)
-    return logits.to(torch.float64 if is_double else torch.float32)
+def _mix(data: Tensor, logits: Tensor, token_mask: Tensor | None, *, dispatch: bool) -> Tensor:
+    is_double = data.dtype == torch.float64
+    if is_double != (logits.dtype == torch.float64):
+        logits = logits.to(torch.float64 if is_double else torch.float32)
+    mixed, _ = call(_soft_mix, data, logits, token_mask, dispatch)
+    result: Tensor = mixed
+    return result
 
 
-def _dispatch_weights(logits: Tensor, data: Tensor, token_mask: Tensor | None) -> Tensor:
-    """[B, m, s] in float32: columns sum to 1 over the tokens that are not masked."""
-    wide = _wide(logits, data)
+def _compute_dtype(values: Tensor) -> torch.dtype:
+    return torch.float64 if values.dtype == torch.float64 else torch.float32
+
+
+@fake("soft_mix")
+def _soft_mix_fake(values: Tensor, logits: Tensor, token_mask: Tensor | None, dispatch: bool) -> tuple[Tensor, Tensor]:
+    batch, num_tokens, num_slots = logits.shape
+    num_results = num_slots if dispatch else num_tokens
+    return (
+        values.new_empty((batch, num_results, values.shape[2])),
+        values.new_empty((2, batch, num_results), dtype=_compute_dtype(values)),
+    )
+
+
+@fake("soft_mix_backward")
+def _soft_mix_backward_fake(
+    grad_mixed: Tensor, values: Tensor, logits: Tensor, token_mask: Tensor | None, mixed: Tensor, statistics: Tensor,
+    dispatch: bool, values_grad: bool, logits_grad: bool,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    return (
+        values.new_empty(values.shape if values_grad else (0,)),
+        logits.new_empty(logits.shape if logits_grad else (0,)),
+    )
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    values, logits, token_mask, ctx.dispatch = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(values, logits, token_mask, *output)
+
+
+def _backward(ctx: Any, grad_mixed: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
+    if grad_mixed is None:
+        return None, None, None, None
+    needs_values, needs_logits = ctx.needs_input_grad[:2]
+    grad_values, grad_logits = _soft_mix_backward(
+        grad_mixed, *ctx.saved_tensors, ctx.dispatch, needs_values, needs_logits
+    )
+    return grad_values if needs_values else None, grad_logits if needs_logits else None, None, None
+
+
+def _backward_setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    grad_mixed, values, logits, token_mask, _, _, ctx.dispatch, *ctx.wanted = inputs
+    ctx.save_for_backward(grad_mixed, values, logits, token_mask)
+
+
+def _double_backward(
+    ctx: Any, grad_grad_values: Tensor | None, grad_grad_logits: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    """In plain torch, with all the weights in memory; so there are derivatives of any order.
+
+    ``mixed`` and ``statistics`` are functions of values and logits, and are treated as such: what depends on them is
+    in the gradients of those two.
+    """
+    grad_mixed, values, logits, token_mask = ctx.saved_tensors
+    dtype, dispatch = _compute_dtype(values), ctx.dispatch
+    g, v = grad_mixed.to(dtype), values.to(dtype)
+    # Gradients that nobody asked for were empty tensors, and so are theirs.
+    a = grad_grad_values.to(dtype) if grad_grad_values is not None and ctx.wanted[0] else torch.zeros_like(v)
+    c = grad_grad_logits.to(dtype) if grad_grad_logits is not None and ctx.wanted[1] else v.new_zeros(logits.shape)
+    weights, axis = _weights(logits.to(dtype), token_mask, dispatch), 1 if dispatch else 2
+
+    def mean(x: Tensor) -> Tensor:
+        return (weights * x).sum(axis, keepdim=True)
+
+    def pairs(of_results: Tensor, of_values: Tensor) -> Tensor:
+        return of_values @ of_results.mT if dispatch else of_results @ of_values.mT
+
+    # The scalar <a, grad_values> + <c, grad_logits> is <g, weights a> + <g, through v>.
+    through = weights * (c - mean(c))
+    dots = pairs(g, v)
+    to_results, to_values = (lambda w: w.mT, lambda w: w) if dispatch else (lambda w: w, lambda w: w.mT)
+    grad_of_weights = pairs(g, a) + (c - mean(c)) * dots - c * mean(dots)
+    return (
+        (to_results(weights) @ a + to_results(through) @ v).to(grad_mixed.dtype) if ctx.needs_input_grad[0] else None,
+        (to_values(through) @ g).to(values.dtype) if ctx.needs_input_grad[1] else None,
+        (weights * (grad_of_weights - mean(grad_of_weights))).to(logits.dtype) if ctx.needs_input_grad[2] else None,
+        *(None,) * 6,
+    )
+
+
+def _weights(logits: Tensor, token_mask: Tensor | None, dispatch: bool) -> Tensor:
+    """All the weights, [B, m, s]."""
     if token_mask is None:
-        return wide.softmax(dim=1)
+        return logits.softmax(1 if dispatch else 2)
     hidden = ~token_mask.unsqueeze(2)
-    # A column of -inf only is NaN before it is filled again.
-    return wide.masked_fill(hidden, float("-inf")).softmax(dim=1).masked_fill(hidden, 0.0)
+    weights = logits.masked_fill(hidden, float("-inf")).softmax(1) if dispatch else logits.softmax(2)
+    # A column of hidden tokens only is NaN before.
+    return weights.masked_fill(hidden, 0.0)
 
 
-def _combine_weights(logits: Tensor, data: Tensor, token_mask: Tensor | None) -> Tensor:
-    """[B, m, s] in float32: rows sum to 1, those of masked tokens to 0."""
-    weights = _wide(logits, data).softmax(dim=2)
-    return weights if token_mask is None else weights.masked_fill(~token_mask.unsqueeze(2), 0.0)
-
-
-def _through_softmax(weights: Tensor, grad_weights: Tensor, dim: int, logits: Tensor) -> Tensor:
-    """The gradient of the logits, where that of their softmax over ``dim`` is known."""
-    # In one pass; written out, it would be four, and three tensors of this size.
-    grad_weights = grad_weights.to(weights.dtype)
-    return torch.ops.aten._softmax_backward_data(grad_weights, weights, dim, weights.dtype).to(logits.dtype)
-
-
-# Ops, though they are Python: a graph that a compiler sees inside would give it the softmax to keep for backward.
-
-
-def _dispatch(x: Tensor, logits: Tensor, token_mask: Tensor | None) -> Tensor:
-    return _dispatch_weights(logits, x, token_mask).to(x.dtype).mT @ x
-
-
-def _combine(slot_outputs: Tensor, logits: Tensor, token_mask: Tensor | None) -> Tensor:
-    return _combine_weights(logits, slot_outputs, token_mask).to(slot_outputs.dtype) @ slot_outputs
-
-
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs)
-
-
-def _dispatch_backward(ctx: Any, grad_slots: Tensor | None) -> tuple[Tensor | None, Tensor | None, None]:
-    x, logits, token_mask = ctx.saved_tensors
-    grad_x = grad_logits = None
-    if grad_slots is not None:
-        weights = _dispatch_weights(logits, x, token_mask)
-        if ctx.needs_input_grad[0]:
-            grad_x = weights.to(x.dtype) @ grad_slots
-        if ctx.needs_input_grad[1]:
-            grad_logits = _through_softmax(weights, x @ grad_slots.mT, 1, logits)
-    return grad_x, grad_logits, None
-
-
-def _combine_backward(ctx: Any, grad_y: Tensor | None) -> tuple[Tensor | None, Tensor | None, None]:
-    slot_outputs, logits, token_mask = ctx.saved_tensors
-    grad_slots = grad_logits = None
-    if grad_y is not None:
-        weights = _combine_weights(logits, slot_outputs, token_mask)
-        if ctx.needs_input_grad[0]:
-            grad_slots = weights.to(slot_outputs.dtype).mT @ grad_y
-        if ctx.needs_input_grad[1]:
-            grad_logits = _through_softmax(weights, grad_y @ slot_outputs.mT, 2, logits)
-    return grad_slots, grad_logits, None
-
-
-LIBRARY.define("soft_dispatch(Tensor x, Tensor logits, Tensor? token_mask) -> Tensor")
-LIBRARY.define("soft_combine(Tensor slot_outputs, Tensor logits, Tensor? token_mask) -> Tensor")
-LIBRARY.impl("soft_dispatch", _dispatch, "CompositeExplicitAutograd")
-LIBRARY.impl("soft_combine", _combine, "CompositeExplicitAutograd")
-_soft_dispatch = differentiable(
-    "soft_dispatch", setup_context=_setup_context, backward=_dispatch_backward, autocast=(0,)
+_soft_mix_backward = differentiable(
+    "soft_mix_backward", setup_context=_backward_setup_context, backward=_double_backward
 )
-_soft_combine = differentiable("soft_combine", setup_context=_setup_context, backward=_combine_backward, autocast=(0,))
+_soft_mix = differentiable("soft_mix", setup_context=_setup_context, backward=_backward, autocast=(0,))
