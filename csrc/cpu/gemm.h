@@ -27,6 +27,7 @@ struct GemmOperand {
 
 enum class Epilogue : int32_t {
   kStore,               // out = C + bias
+  kStoreSums,           // out (float32) = C
   kAccumulate,          // out (float32) += C
   kActivation,          // pre-activation and activation of a first GEMM
   kActivationBackward,  // gradient through the activation, of the routing weight, and the input of a weight gradient
@@ -34,7 +35,7 @@ enum class Epilogue : int32_t {
 
 // Rows are absolute (row0 + i), columns too (col0 + j). Tensors have unit stride over columns unless a stride is given.
 struct EpilogueParams {
-  void* out = nullptr;  // kStore: data dtype; kAccumulate: float32 (float64 for float64 data)
+  void* out = nullptr;  // kStore: data dtype; sums: float32 (float64 for float64 data)
   int64_t out_row_stride = 0;
   int64_t out_col_stride = 1;
   bool out_is_cold = false;    // large, and nobody reads it soon

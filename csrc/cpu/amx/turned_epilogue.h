@@ -144,9 +144,25 @@ static inline void store_turned_group(const EpilogueParams& p, const TurnedGroup
   store_turned([&](int64_t j) { return g.gate + j * g.ldc; }, g.m, g.mask(), {out, p.out_row_stride});
 }
 
+static inline void store_turned_sums(const EpilogueParams& p, const TurnedGroup& g) {
+  alignas(64) float turned[kTileSide * kTileSide];
+  for (int64_t j = 0; j < g.columns; j += kTileSide) {
+    const auto mask = static_cast<__mmask16>(g.mask() >> j);
+    for (int64_t i = 0; i < g.m; i += kTileSide) {
+      transpose16(g.gate + j * g.ldc + i, g.ldc, turned, kTileSide);
+      float* out = static_cast<float*>(p.out) + (g.row0 + i) * p.out_row_stride + g.col0 + j;
+      for (int64_t r = 0; r < smaller(kTileSide, g.m - i); ++r, out += p.out_row_stride) {
+        _mm512_mask_storeu_ps(out, mask, _mm512_load_ps(turned + r * kTileSide));
+      }
+    }
+  }
+}
+
 static inline void run_turned_epilogue(Epilogue kind, const EpilogueParams& p, const TurnedGroup& g) {
   if (kind == Epilogue::kStore) {
     store_turned_group(p, g);
+  } else if (kind == Epilogue::kStoreSums) {
+    store_turned_sums(p, g);
   } else {
     with_activation(p.activation.kind, [&]<Activation kKind>() { activate_turned<kKind>(p, g); });
   }

@@ -67,15 +67,18 @@ static void store_block(const EpilogueParams& p, const EpilogueBlock<A>& block) 
   }
 }
 
-template <class A>
-static void accumulate_block(const EpilogueParams& p, const EpilogueBlock<A>& block) {
+template <bool kAdds, class A>
+static void sums_block(const EpilogueParams& p, const EpilogueBlock<A>& block) {
   for (int64_t i = 0; i < block.rows; ++i) {
     const A* __restrict c = block.gate + i * block.ld;
     A* __restrict out = static_cast<A*>(p.out) + (block.row0 + i) * p.out_row_stride + block.col0 * p.out_col_stride;
     if (p.out_col_stride == 1) {
-      for_each_in_blocks(block.columns, [&](int64_t j) { out[j] += c[j]; });
+      for_each_in_blocks(block.columns, [&](int64_t j) { out[j] = kAdds ? out[j] + c[j] : c[j]; });
     } else {
-      for (int64_t j = 0; j < block.columns; ++j) out[j * p.out_col_stride] += c[j];
+      for (int64_t j = 0; j < block.columns; ++j) {
+        A* to = out + j * p.out_col_stride;
+        *to = kAdds ? *to + c[j] : c[j];
+      }
     }
   }
 }
@@ -235,8 +238,10 @@ static void run_any_epilogue(Epilogue kind, const EpilogueParams& p, const Epilo
   switch (kind) {
     case Epilogue::kStore:
       return store_block<T>(p, block);
+    case Epilogue::kStoreSums:
+      return sums_block<false>(p, block);
     case Epilogue::kAccumulate:
-      return accumulate_block(p, block);
+      return sums_block<true>(p, block);
     case Epilogue::kActivation:
       return with_activation(p.activation.kind, [&]<Activation kKind>() { activation_block<kKind, T>(p, block); });
     case Epilogue::kActivationBackward:

@@ -210,7 +210,7 @@ class GemmDriver {
 
   // All of k is in c_: hand each group of columns, row-major, to the epilogue.
   void finish(int64_t n0, int64_t columns) {
-    if (!swapped_ && (job_.epilogue == Epilogue::kStore || job_.epilogue == Epilogue::kAccumulate)) {
+    if (!swapped_ && job_.epilogue != Epilogue::kActivation && job_.epilogue != Epilogue::kActivationBackward) {
       // Groups lie side by side and nothing is done per group: long runs of each row.
       const EpilogueBlock<Acc> block = {c_, nullptr, c_stride(), job_.row0, job_.m, job_.col0 + n0, columns};
       EpilogueOf<T, Acc>::run(job_.epilogue, *job_.params, block, Engine::kGroup);
