@@ -11,6 +11,7 @@ namespace f = moe::cpu::under_test;
   }
 
 OVER_ARRAY(exp_of, float, float, f::exp(x[i]))
+OVER_ARRAY(exp_of_negative_of, float, float, f::exp_of_negative(x[i]))
 OVER_ARRAY(sigmoid_of, float, float, f::sigmoid(x[i]))
 OVER_ARRAY(softplus_of, float, float, f::softplus(x[i]))
 OVER_ARRAY(log1p_of, float, float, f::log1p_of_unit(x[i]))

@@ -113,6 +113,12 @@ def test_exp(library: Library) -> None:
     check(library, "exp_of", np.exp, sweep(), 1.5)
 
 
+def test_exp_of_negative(library: Library) -> None:
+    x = sweep()
+    check(library, "exp_of_negative_of", np.exp, x[(x >= -87) & (x <= 0) | np.isnan(x)], 1.5)
+    assert (library("exp_of_negative_of", x[x < -87], np.float32) == 0).all()
+
+
 def test_tanh(library: Library) -> None:
     check(library, "tanh_of", np.tanh, sweep(), 1.5)
 

@@ -19,28 +19,43 @@ MOE_INLINE double infinity(double) { return __builtin_inf(); }
 MOE_INLINE float at_most(float x, float limit) { return x > limit ? limit : x; }
 MOE_INLINE float at_least(float x, float limit) { return x < limit ? limit : x; }
 
-// e^x. Within 1.5 ulp, subnormal results included; +inf and 0 past the ends, NaN for NaN.
-MOE_INLINE float exp(float x) {
-  // e^x = 2^n * e^r with |r| <= ln(2)/2. Beyond these limits the result has long been infinite or 0.
-  x = at_least(at_most(x, 89.0f), -104.0f);
-  const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, left in the low bits
-  const float shifted = x * 1.44269504f + magic;
-  const float n = shifted - magic;
+inline constexpr float kExpMagic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, left in the low bits
+
+// e^r where x = n ln(2) + r, |r| <= ln(2)/2 and shifted = n + kExpMagic.
+MOE_INLINE float exp_of_rest(float x, float shifted) {
+  const float n = shifted - kExpMagic;
   const float r = (x - n * 0.693359375f) - n * -2.12194440e-4f;  // ln(2) in two parts, the first product is exact
   float q = 1.39463681e-3f + 1.99187838e-4f * r;
   q = 8.33326392e-3f + q * r;
   q = 4.16662656e-2f + q * r;
   q = 1.66666672e-1f + q * r;
   q = 0.5f + q * r;
-  const float p = 1.0f + (r + (r * r) * q);
+  return 1.0f + (r + (r * r) * q);
+}
+
+// e^x. Within 1.5 ulp, subnormal results included; +inf and 0 past the ends, NaN for NaN.
+MOE_INLINE float exp(float x) {
+  // e^x = 2^n * e^r with |r| <= ln(2)/2. Beyond these limits the result has long been infinite or 0.
+  x = at_least(at_most(x, 89.0f), -104.0f);
+  const float shifted = x * 1.44269504f + kExpMagic;
+  const float p = exp_of_rest(x, shifted);
   // 2^n in two steps: n runs from -150 to 128, a float's exponent from -126 to 127. Only the second one rounds.
-  const int32_t exponent = bits_of(shifted) - bits_of(magic);
+  const int32_t exponent = bits_of(shifted) - bits_of(kExpMagic);
   const int32_t first = exponent >> 1;
   const uint32_t scale0 = static_cast<uint32_t>(first + 127) << 23;
   const uint32_t scale1 = static_cast<uint32_t>(exponent - first + 127) << 23;
   return (p * float_of(static_cast<int32_t>(scale0))) * float_of(static_cast<int32_t>(scale1));
 }
 MOE_INLINE double exp(double x) { return __builtin_exp(x); }
+
+// e^x for x <= 0 or NaN, in fewer steps. Below -87, where results would soon be subnormal, it is 0.
+MOE_INLINE float exp_of_negative(float x) {
+  const float shifted = x * 1.44269504f + kExpMagic;
+  const uint32_t scale = static_cast<uint32_t>(bits_of(shifted) - bits_of(kExpMagic) + 127) << 23;
+  const float result = exp_of_rest(x, shifted) * float_of(static_cast<int32_t>(scale));
+  return x < -87.0f ? 0.0f : result;
+}
+MOE_INLINE double exp_of_negative(double x) { return __builtin_exp(x); }
 
 // 1 / (1 + e^-x).
 MOE_INLINE float sigmoid(float x) { return 1.0f / (1.0f + exp(-x)); }
