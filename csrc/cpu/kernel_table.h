@@ -3,6 +3,7 @@
 #pragma once
 
 #include "cpu/gemm.h"
+#include "cpu/soft/weights.h"
 #include "moe/assign.h"
 #include "moe/combine.h"
 #include "moe/noise.h"
@@ -31,6 +32,12 @@ struct KernelTable {
   int64_t (*sinkhorn_exponentiate)(const SinkhornParams&, int64_t begin, int64_t end);
   void (*sinkhorn_add_columns)(const SinkhornParams&, int64_t begin, int64_t end, const void* v, void* sums);
   void (*sinkhorn_scale)(const SinkhornParams&, int64_t begin, int64_t end, const void* v);
+  // Statistics and weights of a block of results with all their values.
+  void (*soft_forward)(const SoftMixParams&, const SoftWeights&);
+  // Weights of any block, and the gradient of its logits, from the statistics.
+  void (*soft_weights)(const SoftMixParams&, const SoftWeights&);
+  // out[n] (float; double for float64) = <grad_mixed, mixed> of results [begin, end), counted through all sequences.
+  void (*soft_deltas)(const SoftMixBackwardParams&, int64_t begin, int64_t end, void* out);
   // One block of a matrix product, indexed by DType.
   GemmKernel gemm[4];
 };

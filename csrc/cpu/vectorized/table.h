@@ -8,6 +8,7 @@
 #include "cpu/vectorized/noise.h"
 #include "cpu/vectorized/route.h"
 #include "cpu/vectorized/sinkhorn.h"
+#include "cpu/vectorized/soft.h"
 
 namespace moe::cpu::MOE_ISA {
 
@@ -24,6 +25,9 @@ static constexpr KernelTable kernel_table(GemmKernel float32, GemmKernel bfloat1
       .sinkhorn_exponentiate = sinkhorn_exponentiate,
       .sinkhorn_add_columns = sinkhorn_add_columns,
       .sinkhorn_scale = sinkhorn_scale,
+      .soft_forward = soft_forward,
+      .soft_weights = soft_weights,
+      .soft_deltas = soft_deltas,
       .gemm = {float32, bfloat16, float16, float64},
   };
 }

@@ -45,7 +45,7 @@ struct SoftMixParams {
 //   grad_values[b,k]   = sum over r of w(b,r,k) grad_mixed[b,r]
 //   grad_l(b,r,k) = w(b,r,k) (<grad_mixed[b,r], values[b,k]> - <grad_mixed[b,r], mixed[b,r]>)
 //
-// Of tokens that are left out both are zero. Either may be null.
+// with mixed as it was rounded. Of tokens that are left out both are zero. Either may be null.
 struct SoftMixBackwardParams {
   SoftMixParams forward;   // mixed and statistics as soft_mix gave them, here read
   const void* grad_mixed;  // [B,R,D] in dtype, unit stride over D

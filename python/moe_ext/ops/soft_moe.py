@@ -21,8 +21,10 @@ def soft_dispatch(x: Tensor, logits: Tensor, token_mask: Tensor | None = None) -
     """The input of each slot, a convex combination of the tokens of its sequence: ``softmax(logits, dim=1)^T x``.
 
     Soft MoE, Puigcerver et al. 2023 (arXiv:2308.00951, equation 1). The softmax is computed in float32 (float64 for
-    float64 data) and rounded to the dtype of ``x`` for the product; autocast lowers ``x`` and leaves the logits alone.
-    A slot of a sequence without a single token is zero. Second derivatives exist.
+    float64 data) and rounded to the dtype of ``x`` for the product, whose sums are float32 (float64); autocast lowers
+    ``x`` and leaves the logits alone. A slot of a sequence without a single token is zero. A NaN or +inf among the
+    logits of a slot, or -inf alone, makes it NaN, as in ``torch.softmax``. Backward keeps the arguments, the result and
+    two numbers per slot, and nothing else of the size of the logits. Second derivatives exist.
 
     Args:
         x: ``[batch, num_tokens, hidden_size]``, float32, bfloat16, float16 or float64.
@@ -44,8 +46,8 @@ def soft_dispatch(x: Tensor, logits: Tensor, token_mask: Tensor | None = None) -
 def soft_combine(slot_outputs: Tensor, logits: Tensor, token_mask: Tensor | None = None) -> Tensor:
     """The output of each token, a convex combination of the slots: ``softmax(logits, dim=2) slot_outputs``.
 
-    Soft MoE, Puigcerver et al. 2023 (arXiv:2308.00951, equation 3). Precision, autocast and derivatives as in
-    :func:`soft_dispatch`.
+    Soft MoE, Puigcerver et al. 2023 (arXiv:2308.00951, equation 3). Precision, autocast, derivatives and what is not
+    finite as in :func:`soft_dispatch`.
 
     Args:
         slot_outputs: ``[batch, num_slots, hidden_size]``, float32, bfloat16, float16 or float64.
