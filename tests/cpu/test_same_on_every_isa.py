@@ -83,6 +83,20 @@ def test_combine_and_its_gradients(
     )
 
 
+@given(
+    sizes=st.tuples(st.integers(1, 3), st.integers(1, 40), st.integers(1, 600)),
+    dispatch=st.booleans(),
+    dtype=st.sampled_from(DTYPES),
+    seed=st.integers(0, 99),
+)
+def test_statistics_of_soft_mix(sizes: tuple[int, int, int], dispatch: bool, dtype: torch.dtype, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = (3 * torch.randn(sizes, generator=generator)).to(dtype)
+    mask = torch.rand(sizes[:2], generator=generator) > 0.3
+    values = torch.zeros(sizes[0], sizes[1 if dispatch else 2], 0, dtype=weights_dtype(dtype))
+    assert_same_on_each(lambda: (raw.soft_mix(values, logits, mask, dispatch)[1],))
+
+
 @given(num_tokens=st.integers(0, 4), top_k=st.integers(1, 9), hidden_size=st.integers(1, 2100), seed=st.integers(0, 99))
 def test_gradient_of_gather_rows(num_tokens: int, top_k: int, hidden_size: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)

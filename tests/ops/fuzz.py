@@ -141,6 +141,8 @@ def options_of(function: str) -> dict[str, Any]:
             "group_fill": "-inf", "renormalize": False, "eps": 1e-20, "scale": 1.0, "nonfinite": "propagate",
         },
         "grouped_gemm": {"bias": None, "transposed": False, "gather": None},
+        "soft_dispatch": {"token_mask": torch.ones(2, 6, dtype=torch.bool)},
+        "soft_combine": {"token_mask": None},
         "fused_experts": {
             "activation": "swiglu", "b_gate_up": None, "b_down": None, "interleaved": False, "transposed": False,
             "apply_weights": "output", "save": "preact", "workspace_limit": None, "deterministic": False,
@@ -193,6 +195,7 @@ def fuzz(log: Path, num_calls: int, seed: int, gpu: emulator.Gpu | None) -> None
 
     raw = [sample for dtype in (torch.float32, torch.bfloat16) for sample in samples(dtype)]
     public = ["route", "permute", "gather_rows", "grouped_gemm", "combine", "fused_experts"]
+    public += ["soft_dispatch", "soft_combine"]
     outcomes: collections.Counter[str] = collections.Counter()
     with log.open("w") as last_call:
         for number in range(num_calls):

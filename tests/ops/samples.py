@@ -65,8 +65,6 @@ def samples(dtype: torch.dtype = torch.float32) -> list[Sample]:
     gather = torch.randint(NUM_TOKENS, (NUM_ROWS,), generator=generator, dtype=torch.int32)
     accumulator = torch.randn(NUM_EXPERTS, INTERMEDIATE_SIZE, HIDDEN_SIZE, generator=generator).to(weights_dtype)
 
-    slot_mask = torch.arange(48).view(3, 16) % 5 > 0
-
     plain = (logits, TOP_K, "softmax", False, None, 1, 1, 1, "-inf", False, 1e-20, 1.0, "propagate")
     grouped = (logits, TOP_K, "sigmoid", False, bias, 5, 3, 2, "0", True, 1e-20, 2.5, "sanitize")
     after = (logits, TOP_K, "softmax", True, None, 1, 1, 1, "-inf", False, 1e-20, 1.0, "propagate")
@@ -75,6 +73,10 @@ def samples(dtype: torch.dtype = torch.float32) -> list[Sample]:
     statistics_backward = (
         backward[0], score_sums_grad, z_grad, *backward[1:], "softmax", False, False, 1e-20, 1.0, "propagate",
     )  # fmt: skip
+    dispatch = (x.view(2, 3, HIDDEN_SIZE), logits.view(2, 3, NUM_EXPERTS), None, True)
+    combine = (grad_y.view(3, 2, -1), rows.view(3, 16, 2)[..., :2], torch.arange(48).view(3, 16) % 5 > 0, False)
+    mixed, mixed_statistics = torch.ops.moe_ext.soft_mix(*dispatch)
+    y, y_statistics = torch.ops.moe_ext.soft_mix(*combine)
     scores = logits.to(weights_dtype)
     token_mask = torch.arange(NUM_TOKENS) != 3
     found = [
@@ -96,8 +98,10 @@ def samples(dtype: torch.dtype = torch.float32) -> list[Sample]:
         Sample("route_top_p", "sigmoid", (logits, 1.2, TOP_K, "sigmoid", True, 1e-20, 2.5, "sanitize")),
         Sample("noise", "normal", (torch.tensor([7]), [NUM_TOKENS, 3], "normal")),
         Sample("noise", "uniform", (torch.tensor([-7]), [5], "uniform")),
-        Sample("soft_dispatch", "plain", (x.view(2, 3, HIDDEN_SIZE), logits.view(2, 3, NUM_EXPERTS), None)),
-        Sample("soft_combine", "masked", (grad_y.view(3, 2, -1), rows.view(3, 16, 2)[..., :2], slot_mask)),
+        Sample("soft_mix", "dispatch", dispatch),
+        Sample("soft_mix", "combine_masked", combine),
+        Sample("soft_mix_backward", "dispatch", (mixed, *dispatch[:3], mixed, mixed_statistics, True, True, True)),
+        Sample("soft_mix_backward", "only_values", (y, *combine[:3], y, y_statistics, False, True, False)),
         Sample("permute", "int32", (ids, NUM_EXPERTS)),
         Sample("permute", "capacity", (ids, NUM_EXPERTS, 2, "choice")),
         Sample("permute", "int64", (ids.long(), NUM_EXPERTS)),

@@ -25,7 +25,7 @@ LOW = (torch.bfloat16, torch.float16)
 # Which arguments of a raw op are data, to be lowered.
 DATA = {
     "gather_rows": (0,), "grouped_gemm": (0, 1, 3), "combine": (0,), "fused_experts": (0, 1, 2, 5, 6),
-    "soft_dispatch": (0,), "soft_combine": (0,),
+    "soft_mix": (0,),
 }  # fmt: skip
 
 

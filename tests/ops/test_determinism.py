@@ -77,6 +77,15 @@ def test_combine(backend: Backend, dtype: torch.dtype) -> None:
     assert_no_variation(backend, lambda **given: moe_ext.combine(**given, perm=moe_ext.Permutation(*perm)), tensors)
 
 
+@pytest.mark.parametrize("op", [moe_ext.soft_dispatch, moe_ext.soft_combine])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_soft_moe(backend: Backend, dtype: torch.dtype, op: Callable[..., Tensor]) -> None:
+    sizes = (2, 40, 24) if backend.is_virtual else (3, 300, 170)
+    data = torch.randn(sizes[0], sizes[1 if op is moe_ext.soft_dispatch else 2], 40).to(dtype)
+    tensors = {"data": data, "logits": torch.randn(sizes).to(dtype), "token_mask": torch.rand(sizes[:2]) > 0.2}
+    assert_no_variation(backend, lambda data, logits, token_mask: op(data, logits, token_mask), tensors)
+
+
 @pytest.mark.parametrize("layout", [(False, False), (True, False), (False, True), (True, True)], ids=str)
 @pytest.mark.parametrize("apply_weights", ["output", "input"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

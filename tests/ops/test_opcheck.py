@@ -12,7 +12,7 @@ ALL_OPS = {
     "gather_rows_backward", "grouped_gemm", "grouped_gemm_wgrad", "grouped_gemm_wgrad_", "segment_sum", "combine",
     "combine_backward", "fused_experts", "fused_experts_backward", "expert_choice", "auction", "sinkhorn",
     "slot_positions", "expert_histogram",
-    "noise", "route_top_p", "soft_dispatch", "soft_combine",
+    "noise", "route_top_p", "soft_mix", "soft_mix_backward",
 }  # fmt: skip
 # Not on every backend, so their samples are in files of their own.
 ON_CPUS_ALONE = {"fused_experts_int8", "quantize_int8"}  # test_int8.py

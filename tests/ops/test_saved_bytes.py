@@ -1,4 +1,4 @@
-"""What fused_experts keeps for backward, to the byte."""
+"""What fused_experts, soft_dispatch and soft_combine keep for backward, to the byte."""
 
 import pytest
 import torch
@@ -62,3 +62,16 @@ def test_kept_bytes(
             lambda save=save: moe_ext.fused_experts(x, w_gate_up, w_down, topk_weights, topk_ids, save=save, **biases),
         )
         assert kept == wanted, save
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)
+def test_kept_bytes_of_soft_moe(backend: Backend, dtype: torch.dtype) -> None:
+    """The arguments, the result, and two numbers for each row of it; nothing of [B, m, s] but the logits."""
+    batch, m, s, d = 2, 40, 24, 16
+    logits_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+    logits = backend.put(torch.randn(batch, m, s, dtype=logits_dtype).requires_grad_())
+    mask = backend.put(torch.rand(batch, m) > 0.5)
+    for op, rows, results in ((moe_ext.soft_dispatch, m, s), (moe_ext.soft_combine, s, m)):
+        data = backend.put(torch.randn(batch, rows, d).to(dtype).requires_grad_())
+        kept = kept_bytes([data, logits, mask], lambda op=op, data=data: op(data, logits, mask))
+        assert kept == batch * results * (d * dtype.itemsize + 2 * logits_dtype.itemsize)

@@ -29,7 +29,8 @@ from tests.support.backends import Backend
 TWICE_DIFFERENTIABLE = [
     sample
     for sample in samples(torch.float64)
-    if sample.op not in (*ONCE_DIFFERENTIABLE, *IN_PLACE, *NOT_DIFFERENTIABLE, "fused_experts")
+    # soft_mix_backward takes what forward made of other arguments: see test_soft_moe.py.
+    if sample.op not in (*ONCE_DIFFERENTIABLE, *IN_PLACE, *NOT_DIFFERENTIABLE, "fused_experts", "soft_mix_backward")
     and not sample.op.startswith("route")
 ]
 DIFFERENTIABLE = [sample for sample in samples() if sample.op not in (*IN_PLACE, *NOT_DIFFERENTIABLE)]

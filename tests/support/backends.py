@@ -177,7 +177,7 @@ def pinned(isa: str) -> Iterator[None]:
 # One source, compiled with flags that differ only by instructions for matrix products: everything else is the same
 # code in all three, and is tested on the best that the machine has.
 SHARED_KERNELS = ("cpu:avx512", "cpu:avx512bf16", "cpu:amx")
-PRODUCTS = ("gemm", "experts", "determinism", "properties", "large", "products")
+PRODUCTS = ("gemm", "experts", "soft_moe", "determinism", "properties", "large", "products")
 
 # Files, and tests, of what lies above the kernels: one instruction set and one virtual chip are enough.
 ABOVE_THE_KERNELS = (
@@ -198,6 +198,7 @@ ABOVE_THE_KERNELS = (
     "test_expert_choice.py::test_wrong_raw_arguments_are_errors",
     "test_auction.py::test_wrong_raw_arguments_are_errors",
     "test_sinkhorn.py::test_wrong_raw_arguments_are_errors",
+    "test_soft_moe.py::test_wrong_raw_arguments_are_errors",
 )
 
 BF16 = {"dtype": (torch.bfloat16,)}
@@ -224,6 +225,7 @@ ON_EVERY_CHIP: dict[str, Mapping[str, tuple[Any, ...]]] = {
 TOO_LONG_TO_EMULATE: dict[str, Mapping[str, tuple[Any, ...]]] = {
     "test_fused_experts.py::test_blocks": {"case": ("hidden_blocked", "intermediate_blocked", "both_blocked")},
     "test_grouped_gemm.py::test_blocks": {"case": ("rows_and_k", "k_blocked")},
+    "test_soft_moe.py::test_blocks": {},
     "test_fused_experts.py::test_strides": {"aligned": (False,), "dtype": (torch.float16, torch.float64)},
     "test_route.py::test_ties_go_to_the_lower_index": {
         "num_experts": (4096,),
