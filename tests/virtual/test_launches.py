@@ -29,6 +29,8 @@ MOST_LAUNCHES = {
     "route_with_statistics_backward": 1,
     "route_top_p": 1,
     "noise": 1,
+    "soft_mix": 2,  # statistics, product
+    "soft_mix_backward": 3,  # gradient of the values, results times their gradients, gradient of the logits
     "permute": 1,
     "slot_positions": 1,
     "expert_histogram": 1,
