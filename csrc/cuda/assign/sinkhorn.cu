@@ -189,7 +189,7 @@ __global__ void __launch_bounds__(kMostWarps * 32)
 }
 
 template <class A>
-__global__ void __launch_bounds__(kMostWarps * 32) scale_kernel(const SinkhornParams p, const Plan<A> plan) {
+__global__ void __launch_bounds__(kMostWarps * 32, 1) scale_kernel(const SinkhornParams p, const Plan<A> plan) {
   extern __shared__ double shared_vectors[];
   A* v = reinterpret_cast<A*>(shared_vectors);
   const int32_t done = plan.done[p.max_iterations];

@@ -108,7 +108,7 @@ __global__ void __launch_bounds__(kThreads) top_p_kernel(const RouteParams route
 // Cuts rows that route has ordered. A warp takes 32 tokens: each lane adds up one of them, since the sum has an order,
 // then all lanes write one row after the other.
 template <class A>
-__global__ void __launch_bounds__(kThreads) cut_at_top_p_kernel(const TopPParams params) {
+__global__ void __launch_bounds__(kThreads, 1) cut_at_top_p_kernel(const TopPParams params) {
   const int lane = threadIdx.x % 32;
   const int64_t first = (static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x) - lane;
   const int64_t top_k = params.top_k;
