@@ -4,7 +4,6 @@ with nothing wasted."""
 from __future__ import annotations
 
 import itertools
-from typing import Any
 
 import pytest
 import torch
@@ -13,6 +12,7 @@ from torch import Tensor
 import emulator
 import moe_ext
 from tests.ops.test_large import far_apart
+from tests.ops.test_soft_moe import Plain
 from tests.support import backends, virtual
 from tests.support.backends import Backend
 from tests.support.tolerance import assert_same_bits
@@ -24,30 +24,6 @@ raw = torch.ops.moe_ext
 pytestmark = pytest.mark.virtual
 INF, NAN = float("inf"), float("nan")
 F32, BF16, F16, F64 = torch.float32, torch.bfloat16, torch.float16, torch.float64
-
-
-class Plain(torch.autograd.Function):
-    """What one would write in PyTorch: weights and products in the dtype of the values, and gradients of logits from
-    the result as it was rounded, as moe/soft.h defines them."""
-
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, logits: Tensor, token_mask: Tensor | None, dispatch: bool) -> Tensor:
-        wide = logits.double() if values.dtype == F64 else logits.float()
-        hidden = torch.zeros(()).bool() if token_mask is None else ~token_mask.unsqueeze(2)
-        weights = wide.masked_fill(hidden, -1e30).softmax(1 if dispatch else 2).masked_fill(hidden, 0.0)
-        weights = weights.mT if dispatch else weights
-        mixed = weights.to(values.dtype) @ values
-        ctx.dispatch, ctx.logits_dtype = dispatch, logits.dtype
-        ctx.save_for_backward(values, weights, mixed)
-        return mixed
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        values, weights, mixed = ctx.saved_tensors
-        dots = (grad.to(weights.dtype) * mixed.to(weights.dtype)).sum(2, keepdim=True)
-        grad_logits = (weights * ((grad @ values.mT).to(weights.dtype) - dots)).to(ctx.logits_dtype)
-        grad_values = weights.to(values.dtype).mT @ grad
-        return grad_values, grad_logits.mT if ctx.dispatch else grad_logits, None, None
 
 
 def plain(values: Tensor, logits: Tensor, token_mask: Tensor | None = None, *, dispatch: bool) -> Tensor:
