@@ -29,6 +29,10 @@ class Workspace {
   int64_t bytes_ = 0;
 };
 
+// Whether results of this size leave the private caches before anybody reads them. A plain store would then first
+// fetch the line that it overwrites, and a core waits for no more than some sixteen of those at a time.
+inline bool outgrows_caches(int64_t bytes) { return bytes > int64_t{4} << 20; }
+
 // Tells the system that a large buffer, just allocated and not yet touched, may use huge pages.
 void advise_huge_pages(void* data, int64_t bytes);
 

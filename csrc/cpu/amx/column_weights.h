@@ -49,6 +49,7 @@ class ColumnWeightGemm {
       multiply(index);
       if (index % plan_.k_blocks == plan_.k_blocks - 1) finish(block_at(index));
     }
+    if (job_.params->is_cold) _mm_sfence();
     end_tiles();
   }
 

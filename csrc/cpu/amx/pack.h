@@ -9,6 +9,11 @@ namespace moe::cpu::MOE_ISA {
 
 MOE_INLINE uint32_t mask_of(int64_t count) { return count >= 32 ? ~0u : (1u << count) - 1; }
 
+// Rows from here on of whole lines.
+MOE_INLINE bool are_lines(const bf16* first, int64_t row_stride) {
+  return reinterpret_cast<uintptr_t>(first) % 64 == 0 && row_stride % 32 == 0;
+}
+
 // The pairs (low[j], high[j]) of 32 columns: 16 pairs into each of two lines.
 MOE_INLINE void interleave_lines(__m512i low, __m512i high, char* first, char* second) {
   const __m512i lower = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37,
@@ -31,23 +36,33 @@ static inline void copy_rows(const Source<bf16>& source, int64_t outer0, int64_t
   }
 }
 
-// Q panel: the same transposed, so that a line holds a pair of k of 16 rows. A panel of at most 16 rows has its second
-// tiles left as they are.
-static inline void transpose_rows(const Source<bf16>& source, int64_t outer0, int64_t rows, int64_t k, char* panel) {
+// Q panels: all `rows` rows transposed, so that a line holds a pair of k of 16 rows. A panel of at most 16 rows has its
+// second tiles left as they are.
+static inline void transpose_rows(const Source<bf16>& source, int64_t rows, int64_t k, char* panels) {
+  // Rows are gathered, and no prefetcher foresees that: some steps ahead of their use, and then the rows that follow.
+  constexpr int64_t kAhead = 8 * kStepK;
   alignas(64) static constexpr char zeros[64] = {};
   alignas(64) char tail[kTileSide * 64];
-  for (int64_t tile = 0; tile * kTileSide < rows; ++tile) {
-    const char* from[kTileSide];
-    const float* lines[kTileSide];
+  const char* from[2 * kTileSide];
+  const auto find_rows = [&](int64_t row0, const char** found) {
     for (int64_t r = 0; r < kTileSide; ++r) {
-      const int64_t row = tile * kTileSide + r;
-      from[r] = row < rows ? reinterpret_cast<const char*>(source.at(outer0 + row, 0)) : nullptr;
+      found[r] = row0 + r < rows ? reinterpret_cast<const char*>(source.at(row0 + r, 0)) : nullptr;
     }
-    char* target = panel + tile * kTile;
+  };
+  const int64_t tiles = (rows + kTileSide - 1) / kTileSide;
+  find_rows(0, from + kTileSide);
+  for (int64_t tile = 0; tile < tiles; ++tile) {
+    memcpy(from, from + kTileSide, sizeof(from) / 2);
+    find_rows((tile + 1) * kTileSide, from + kTileSide);
+    const float* lines[kTileSide];
+    char* target = panels + tile / 2 * steps_of(k) * kPanelStep + tile % 2 * kTile;
     for (int64_t kk = 0; kk < k; kk += kStepK, target += kPanelStep) {
-      const bool whole = k - kk >= kStepK;
+      const bool whole = k - kk >= kStepK, wraps = kk + kAhead >= k;
+      const char* const* soon = wraps ? from + kTileSide : from;
+      const int64_t soon_at = kk + kAhead - (wraps ? steps_of(k) * kStepK : 0);
       for (int64_t r = 0; r < kTileSide; ++r) {
         const char* line = from[r] ? from[r] + kk * 2 : zeros;
+        if (soon[r] && soon_at >= 0) _mm_prefetch(soon[r] + soon_at * 2, _MM_HINT_T0);
         if (!whole && from[r]) {
           _mm512_store_si512(tail + r * 64, _mm512_maskz_loadu_epi16(mask_of(k - kk), line));
           line = tail + r * 64;

@@ -39,9 +39,7 @@ class RowWeightGemm {
 
   void run() {
     begin_tiles();
-    for (int64_t i = 0; i < job_.m; i += kPanel) {
-      transpose_rows(a_, i, smaller(kPanel, job_.m - i), job_.k, q_panel(i));
-    }
+    transpose_rows(a_, job_.m, job_.k, q_);
     for (int64_t index = 0; index < num_panels_; ++index) {
       multiply(index);
       if (index % halves_ < halves_ - 1) continue;
@@ -50,6 +48,7 @@ class RowWeightGemm {
           c_, c_ + kPanel * ldc_, c_ + 2 * kPanel * ldc_, ldc_, job_.row0, job_.m, job_.col0 + panel.row, panel.rows};
       run_turned_epilogue(job_.epilogue, *job_.params, result);
     }
+    if (job_.params->is_cold) _mm_sfence();
     end_tiles();
   }
 

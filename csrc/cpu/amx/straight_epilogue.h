@@ -10,6 +10,15 @@ MOE_INLINE __m512i round_line(const float* from) {
   return (__m512i)_mm512_cvtne2ps_pbh(_mm512_loadu_ps(from + kTileSide), _mm512_loadu_ps(from));
 }
 
+// streams: past the caches, a whole line.
+MOE_INLINE void store_line(__m512i line, uint32_t mask, bf16* to, bool streams) {
+  if (streams) {
+    _mm512_stream_si512(reinterpret_cast<__m512i*>(to), line);
+  } else {
+    _mm512_mask_storeu_epi16(to, mask, line);
+  }
+}
+
 // 32 columns of bfloat16 as floats.
 struct WideLine {
   __m512 low, high;
@@ -21,8 +30,8 @@ struct WideLine {
   __attribute__((always_inline)) static __m512 widen(__m256i halves) {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(halves), 16));
   }
-  __attribute__((always_inline)) void store(uint32_t mask, bf16* to) const {
-    _mm512_mask_storeu_epi16(to, mask, (__m512i)_mm512_cvtne2ps_pbh(high, low));
+  __attribute__((always_inline)) void store(uint32_t mask, bf16* to, bool streams) const {
+    store_line((__m512i)_mm512_cvtne2ps_pbh(high, low), mask, to, streams);
   }
 };
 
@@ -30,8 +39,9 @@ static inline void store_straight(const EpilogueParams& p, const EpilogueBlock<f
   for (int64_t j = 0; j < block.columns; j += kPanel) {
     const uint32_t mask = mask_of(block.columns - j);
     bf16* out = static_cast<bf16*>(p.out) + block.row0 * p.out_row_stride + block.col0 + j;
+    const bool streams = p.is_cold && mask == ~0u && are_lines(out, p.out_row_stride);
     for (int64_t i = 0; i < block.rows; ++i, out += p.out_row_stride) {
-      _mm512_mask_storeu_epi16(out, mask, round_line(block.gate + i * block.ld + j));
+      store_line(round_line(block.gate + i * block.ld + j), mask, out, streams);
     }
   }
 }
@@ -39,6 +49,12 @@ static inline void store_straight(const EpilogueParams& p, const EpilogueBlock<f
 // activation_backward_block() of vectorized/epilogue.h for swiglu, gate before up, the weight on the output.
 static inline void swiglu_backward_straight(const EpilogueParams& p, const EpilogueBlock<float>& block) {
   const uint32_t mask = mask_of(block.columns);
+  const bool cold_lines = p.is_cold && mask == ~0u && block.col0 % kPanel == 0;
+  const auto streams = [&](const void* to, int64_t stride) {
+    return cold_lines && are_lines(static_cast<const bf16*>(to), stride);
+  };
+  const bool streams_act = streams(p.act, p.act_stride), streams_gate = streams(p.grad_preact, p.preact_stride);
+  const bool streams_up = streams_gate && p.up_offset % kPanel == 0;
   for (int64_t i = 0; i < block.rows; ++i) {
     const int64_t row = block.row0 + i, at = row * p.preact_stride + block.col0;
     const float weight = static_cast<const float*>(p.slot_weights)[p.row_to_slot[row]];
@@ -57,11 +73,11 @@ static inline void swiglu_backward_straight(const EpilogueParams& p, const Epilo
     }
     if (p.act) {
       const WideLine act = {_mm512_mul_ps(low.act, weights), _mm512_mul_ps(high.act, weights)};
-      act.store(mask, static_cast<bf16*>(p.act) + row * p.act_stride + block.col0);
+      act.store(mask, static_cast<bf16*>(p.act) + row * p.act_stride + block.col0, streams_act);
     }
     bf16* target = static_cast<bf16*>(p.grad_preact) + at;
-    WideLine{low.grad_gate, high.grad_gate}.store(mask, target);
-    WideLine{low.grad_up, high.grad_up}.store(mask, target + p.up_offset);
+    WideLine{low.grad_gate, high.grad_gate}.store(mask, target, streams_gate);
+    WideLine{low.grad_up, high.grad_up}.store(mask, target + p.up_offset, streams_up);
   }
 }
 

@@ -22,12 +22,17 @@ MOE_INLINE __m512i round_pairs(__m512 first, __m512 second) {
 struct RowTarget {
   bf16* out;
   int64_t row_stride;
+  bool is_cold;
+
+  // Past the caches: whole lines only.
+  bool streams(uint32_t mask) const { return is_cold && are_lines(out, row_stride) && mask == ~0u; }
 };
 
 // Stores rows [0, m) of 32 columns, those under the mask: line(j) is column j of all rows.
 template <class Line>
 MOE_INLINE void store_turned(const Line& line, int64_t m, uint32_t mask, const RowTarget& target) {
   alignas(64) float pairs[kTileSide * kTileSide], turned[kTileSide * kTileSide];
+  const bool streams = target.streams(mask);
   for (int64_t i = 0; i < m; i += kTileSide) {
 #pragma GCC unroll 4
     for (int64_t j = 0; j < kTileSide; ++j) {
@@ -37,6 +42,12 @@ MOE_INLINE void store_turned(const Line& line, int64_t m, uint32_t mask, const R
     transpose16(pairs, kTileSide, turned, kTileSide);
     const int64_t rows = smaller(kTileSide, m - i);
     bf16* out = target.out + i * target.row_stride;
+    if (streams) {
+      for (int64_t r = 0; r < rows; ++r, out += target.row_stride) {
+        _mm512_stream_si512(reinterpret_cast<__m512i*>(out), _mm512_load_si512(turned + r * kTileSide));
+      }
+      continue;
+    }
     for (int64_t r = 0; r < rows; ++r, out += target.row_stride) {
       _mm512_mask_storeu_epi16(out, mask, _mm512_load_si512(turned + r * kTileSide));
     }
@@ -81,13 +92,15 @@ static inline void store_preact(const EpilogueParams& p, const TurnedGroup& g, b
   if (gated && p.gate_step == 2) {
     for (int64_t half = 0; half < 2 && half * 16 < g.columns; ++half) {
       const auto alternating = [&](int64_t j) { return (j % 2 ? g.up : g.gate) + (half * 16 + j / 2) * g.ldc; };
-      store_turned(alternating, g.m, mask_of(2 * (g.columns - half * 16)), {out + half * 32, p.preact_stride});
+      store_turned(alternating, g.m, mask_of(2 * (g.columns - half * 16)),
+                   {out + half * 32, p.preact_stride, p.is_cold});
     }
     return;
   }
-  store_turned([&](int64_t j) { return g.gate + j * g.ldc; }, g.m, g.mask(), {out, p.preact_stride});
+  store_turned([&](int64_t j) { return g.gate + j * g.ldc; }, g.m, g.mask(), {out, p.preact_stride, p.is_cold});
   if (gated) {
-    store_turned([&](int64_t j) { return g.up + j * g.ldc; }, g.m, g.mask(), {out + p.up_offset, p.preact_stride});
+    store_turned([&](int64_t j) { return g.up + j * g.ldc; }, g.m, g.mask(),
+                 {out + p.up_offset, p.preact_stride, p.is_cold});
   }
 }
 
@@ -135,13 +148,13 @@ static void activate_turned(const EpilogueParams& p, const TurnedGroup& g) {
     Activate<kKind, bf16>::forward(gate, up, g.padded_m(), alpha, limit, act);
   }
   bf16* out = static_cast<bf16*>(p.act) + g.row0 * p.act_stride + g.col0;
-  store_turned([&](int64_t j) { return g.act + j * g.ldc; }, g.m, g.mask(), {out, p.act_stride});
+  store_turned([&](int64_t j) { return g.act + j * g.ldc; }, g.m, g.mask(), {out, p.act_stride, p.is_cold});
 }
 
 static inline void store_turned_group(const EpilogueParams& p, const TurnedGroup& g) {
   if (p.bias) add_bias(p, g, g.gate, g.col0);
   bf16* out = static_cast<bf16*>(p.out) + g.row0 * p.out_row_stride + g.col0;
-  store_turned([&](int64_t j) { return g.gate + j * g.ldc; }, g.m, g.mask(), {out, p.out_row_stride});
+  store_turned([&](int64_t j) { return g.gate + j * g.ldc; }, g.m, g.mask(), {out, p.out_row_stride, p.is_cold});
 }
 
 static inline void store_turned_sums(const EpilogueParams& p, const TurnedGroup& g) {

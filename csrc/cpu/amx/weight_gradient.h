@@ -78,11 +78,7 @@ class WeightGradientGemm {
         if (done >= rows) return;
         const __m512i line = round_line(c + done * kPanel);
         bf16* to = out + done * row_stride;
-        if (streams) {
-          _mm512_stream_si512(reinterpret_cast<__m512i*>(to), line);
-        } else {
-          _mm512_mask_storeu_epi16(to, mask, line);
-        }
+        store_line(line, mask, to, streams);
       }
     }
     void rest() {
@@ -104,8 +100,7 @@ class WeightGradientGemm {
     finish_.rows_per_step = (kPanel + steps_ - 1) / steps_;
     finish_.done = 0;
     finish_.mask = mask_of(job_.n - j0 - j);
-    finish_.streams =
-        finish_.mask == ~0u && reinterpret_cast<uintptr_t>(finish_.out) % 64 == 0 && p.out_row_stride % kPanel == 0;
+    finish_.streams = finish_.mask == ~0u && are_lines(finish_.out, p.out_row_stride);
   }
 
   alignas(64) float c_[2][kPanel * kPanel];

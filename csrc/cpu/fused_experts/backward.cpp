@@ -85,6 +85,7 @@ class Backward {
     epilogue.slot_weights = p_.topk_weights;
     epilogue.row_to_slot = p_.row_to_slot;
     epilogue.weights_on_input = p_.weights_on_input;
+    epilogue.is_cold = outgrows_caches(workspace_bytes());
     epilogue.grad_preact = grad_preact_;
     epilogue.grad_preact_scaled = grad_preact_scaled_;
     if (params_.grad_topk_weights && !p_.weights_on_input) epilogue.weight_grad_partials = partials_;

@@ -24,6 +24,8 @@ Status first_product(const FusedExpertsProblem& p, void* preact, bool preact_is_
   shared.slot_weights = p.topk_weights;
   shared.row_to_slot = p.row_to_slot;
   shared.weights_on_input = p.weights_on_input;
+  shared.is_cold =
+      outgrows_caches(p.num_rows * (p.intermediate_size + (preact ? preact_size(p) : 0)) * size_of(p.dtype));
   std::vector<EpilogueParams> epilogues(p.num_experts, shared);
   const auto describe = [&](int64_t e) {
     const int64_t begin = p.expert_offsets[e];

@@ -117,6 +117,7 @@ Status grouped_gemm(const GroupedGemmParams& p, const Parallel& parallel) {
   shared.out = p.out;
   shared.out_row_stride = p.out_stride;
   shared.bias_stride = p.bias_stride;
+  shared.is_cold = outgrows_caches(p.expert_offsets[p.num_experts] * p.n * size_of(p.dtype));
   std::vector<EpilogueParams> epilogues(p.num_experts, shared);
   const auto describe = [&](int64_t e) {
     const int64_t begin = p.expert_offsets[e];
@@ -169,7 +170,7 @@ Status grouped_gemm_wgrad(const GroupedGemmWgradParams& p, const Parallel& paral
     epilogue.out = static_cast<char*>(p.out) + e * p.out_expert_stride * out_size;
     epilogue.out_row_stride = transposed ? p.out_k_stride : p.out_n_stride;
     epilogue.out_col_stride = transposed ? p.out_n_stride : p.out_k_stride;
-    epilogue.out_is_cold = true;
+    epilogue.is_cold = true;
     GemmJob job{};
     job.a = transposed ? rows : grad_out;
     job.b = transposed ? grad_out : rows;

@@ -49,7 +49,7 @@ static void store_block(const EpilogueParams& p, const EpilogueBlock<A>& block) 
   if (p.bias) load_run(static_cast<const T*>(p.bias) + block.col0 * p.bias_stride, p.bias_stride, block.columns, bias);
   T* out = static_cast<T*>(p.out) + block.col0 * p.out_col_stride;
   if constexpr (sizeof(T) == sizeof(float) && sizeof(A) == sizeof(float)) {
-    if (p.out_is_cold && !p.bias && p.out_col_stride == 1) {
+    if (p.is_cold && !p.bias && p.out_col_stride == 1) {
       for (int64_t i = 0; i < block.rows; ++i) {
         stream_run(block.gate + i * block.ld, out + (block.row0 + i) * p.out_row_stride, block.columns);
       }
