@@ -23,6 +23,7 @@ struct GemmOperand {
   const int32_t* index = nullptr;
   int64_t index_divisor = 1;
   bool index_along_k = false;
+  bool is_tiled = false;  // B only: ExpertMatrix::is_tiled, outer_stride being its n_stride
 };
 
 enum class Epilogue : int32_t {

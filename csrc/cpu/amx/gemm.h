@@ -5,13 +5,16 @@
 #include "cpu/amx/column_weights.h"
 #include "cpu/amx/engine.h"
 #include "cpu/amx/row_weights.h"
+#include "cpu/amx/tiled_weights.h"
 #include "cpu/amx/weight_gradient.h"
 
 namespace moe::cpu::MOE_ISA {
 
 // Sums continue in the tiles from one step of k to the next on every way, so which one a job takes changes no bit.
 static void run_amx_gemm(const GemmJob& job, void* scratch) {
-  if (RowWeightGemm::takes(job)) {
+  if (TiledWeightGemm::takes(job)) {
+    TiledWeightGemm(job, scratch).run();
+  } else if (RowWeightGemm::takes(job)) {
     RowWeightGemm(job, scratch).run();
   } else if (ColumnWeightGemm::takes(job)) {
     ColumnWeightGemm(job, scratch).run();
@@ -23,6 +26,7 @@ static void run_amx_gemm(const GemmJob& job, void* scratch) {
 }
 
 static int64_t amx_scratch_bytes(const GemmJob& job) {
+  if (TiledWeightGemm::takes(job)) return TiledWeightGemm::scratch_bytes(job.m, job.k);
   if (RowWeightGemm::takes(job)) return RowWeightGemm::scratch_bytes(job.m, job.k);
   if (ColumnWeightGemm::takes(job)) return ColumnWeightGemm::scratch_bytes(job);
   if (WeightGradientGemm::takes(job)) return WeightGradientGemm::scratch_bytes(job.m, job.k);
@@ -31,7 +35,7 @@ static int64_t amx_scratch_bytes(const GemmJob& job) {
 
 static int64_t amx_row_chunk(const GemmJob& job) {
   constexpr int64_t kMost = 512;
-  const bool is_row_weight = RowWeightGemm::takes(job),
+  const bool is_row_weight = TiledWeightGemm::takes(job) || RowWeightGemm::takes(job),
              is_column_weight = !is_row_weight && ColumnWeightGemm::takes(job);
   if (is_column_weight && ColumnWeightGemm::loads_rows_directly(job)) return kMost;
   if (is_row_weight || is_column_weight) {

@@ -36,6 +36,25 @@ static inline void copy_rows(const Source<bf16>& source, int64_t outer0, int64_t
   }
 }
 
+// P panels of all `rows` rows. A panel of at most 16 rows has its second tiles left as they are.
+static inline void pack_rows(const Source<bf16>& source, int64_t rows, int64_t k, char* panels) {
+  // Rows are gathered, and no prefetcher foresees that.
+  constexpr int64_t kRowsAhead = 3;
+  const auto row_at = [&](int64_t row) {
+    return row < rows ? reinterpret_cast<const char*>(source.at(row, 0)) : nullptr;
+  };
+  const int64_t padded_rows = (rows + kTileSide - 1) / kTileSide * kTileSide;
+  for (int64_t row = 0; row < padded_rows; ++row) {
+    const char *from = row_at(row), *soon = row_at(row + kRowsAhead);
+    char* line = panels + row / kPanel * steps_of(k) * kPanelStep + row % kPanel * 64;
+    for (int64_t kk = 0; kk < k; kk += kStepK, line += kPanelStep) {
+      const uint32_t mask = from ? mask_of(k - kk) : 0;
+      if (soon) _mm_prefetch(soon + kk * 2, _MM_HINT_T0);
+      _mm512_store_si512(line, _mm512_maskz_loadu_epi16(mask, from + kk * 2));
+    }
+  }
+}
+
 // Q panels: all `rows` rows transposed, so that a line holds a pair of k of 16 rows. A panel of at most 16 rows has its
 // second tiles left as they are.
 static inline void transpose_rows(const Source<bf16>& source, int64_t rows, int64_t k, char* panels) {

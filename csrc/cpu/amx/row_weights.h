@@ -14,7 +14,7 @@ class RowWeightGemm {
  public:
   static bool takes(const GemmJob& job) {
     const bool a_fits = job.a.k_stride == 1 && !job.a.index_along_k;
-    const bool b_fits = job.b.k_stride == 1 && !job.b.index;
+    const bool b_fits = !job.b.is_tiled && job.b.k_stride == 1 && !job.b.index;
     const bool stores = job.epilogue == Epilogue::kStore || job.epilogue == Epilogue::kStoreSums;
     const bool kind_fits = job.epilogue == Epilogue::kActivation || (stores && job.params->out_col_stride == 1);
     return a_fits && b_fits && kind_fits && job.k > 0;

@@ -4,6 +4,7 @@
 #include "cpu/fused_experts/products.h"
 #include "cpu/isa.h"
 #include "cpu/scratch.h"
+#include "moe/tiled_weights.h"
 
 namespace moe::cpu {
 
@@ -37,9 +38,11 @@ Status first_product(const FusedExpertsProblem& p, void* preact, bool preact_is_
              .index = p.row_to_slot + begin,
              .index_divisor = p.top_k};
     job.b = {.data = at(p.w_gate_up.data, e * p.w_gate_up.expert_stride, p.dtype),
-             .outer_stride = layout.gate_step * p.w_gate_up.n_stride,
-             .k_stride = p.w_gate_up.k_stride};
+             .outer_stride = (p.w_gate_up.is_tiled ? 1 : layout.gate_step) * p.w_gate_up.n_stride,
+             .k_stride = p.w_gate_up.k_stride,
+             .is_tiled = p.w_gate_up.is_tiled};
     job.pair_offset = layout.up_offset * p.w_gate_up.n_stride;
+    if (p.w_gate_up.is_tiled) job.pair_offset = is_gated(p.activation.kind) ? kTiledMultiple * p.hidden_size : 0;
     job.m = p.expert_offsets[e + 1] - begin;
     job.n = p.intermediate_size;
     job.k = p.hidden_size;
@@ -74,7 +77,7 @@ Status fused_experts(const FusedExpertsParams& params, const Parallel& parallel)
         .gather = nullptr,
         .gather_divisor = 1,
         .weight = {at(p.w_down.data, begin * p.w_down.n_stride, p.dtype), p.w_down.expert_stride, p.w_down.n_stride,
-                   p.w_down.k_stride},
+                   p.w_down.k_stride, p.w_down.is_tiled},
         .bias = p.b_down.data ? at(p.b_down.data, begin * p.b_down.stride, p.dtype) : nullptr,
         .bias_expert_stride = p.b_down.expert_stride,
         .bias_stride = p.b_down.stride,

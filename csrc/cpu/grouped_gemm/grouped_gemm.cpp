@@ -132,7 +132,8 @@ Status grouped_gemm(const GroupedGemmParams& p, const Parallel& parallel) {
     }
     job.b = {.data = element(p.weight.data, e * p.weight.expert_stride, p.dtype),
              .outer_stride = p.weight.n_stride,
-             .k_stride = p.weight.k_stride};
+             .k_stride = p.weight.k_stride,
+             .is_tiled = p.weight.is_tiled};
     job.m = p.expert_offsets[e + 1] - begin;
     job.n = p.n;
     job.k = p.k;

@@ -12,6 +12,8 @@ namespace moe {
 struct ExpertMatrix {
   const void* data;
   int64_t expert_stride, n_stride, k_stride;
+  // As moe/tiled_weights.h has it, CPU only: n_stride spreads a panel, with all its parts, over its columns.
+  bool is_tiled = false;
 };
 
 // out[r, n] = sum over k of rows[r, k] * weight[e, n, k] + bias[e, n].

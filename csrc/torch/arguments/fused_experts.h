@@ -7,6 +7,7 @@
 #include <tuple>
 
 #include "moe/fused_experts.h"
+#include "moe/tiled_weights.h"
 #include "torch/checks.h"
 
 namespace moe::torch_ops {
@@ -19,6 +20,9 @@ inline Activation activation_named(const Checks& checks, const std::string& name
       name, "activation",
       {"swiglu", "geglu", "geglu_tanh", "reglu", "clamped_swiglu", "silu", "gelu", "gelu_tanh", "relu", "relu2"}));
 }
+
+// Of weights that were tiled.
+constexpr int64_t kTiledDims = 5;
 
 // The arguments that forward and backward share, checked; keeps contiguous copies alive where one was needed.
 struct Experts {
@@ -39,30 +43,16 @@ struct Experts {
     p.dtype = checks.data_dtype(x, "x");
     p.num_tokens = x.size(0);
     p.hidden_size = x.size(1);
-    checks.has_dims(w_gate_up, "w_gate_up", 3, transposed ? "[E, H, G]" : "[E, G, H]");
-    checks.has_dims(w_down, "w_down", 3, transposed ? "[E, I, H]" : "[E, H, I]");
-    checks.has_dtype(w_gate_up, "w_gate_up", x.scalar_type());
-    checks.has_dtype(w_down, "w_down", x.scalar_type());
-    p.num_experts = w_down.size(0);
-    checks.check(p.num_experts >= 1, "w_down must have at least one expert, got ", shape_text(w_down));
-    p.intermediate_size = w_down.size(transposed ? 1 : 2);
     p.activation = {activation_named(checks, activation), alpha, limit};
-    preact_size = is_gated(p.activation.kind) ? 2 * p.intermediate_size : p.intermediate_size;
-    checks.has_size(w_down, "w_down", transposed ? 2 : 1, p.hidden_size, "H");
-    checks.has_size(w_gate_up, "w_gate_up", 0, p.num_experts, "E");
-    checks.has_size(w_gate_up, "w_gate_up", transposed ? 1 : 2, p.hidden_size, "H");
-    checks.has_size(w_gate_up, "w_gate_up", transposed ? 2 : 1, preact_size, "G");
     p.interleaved = interleaved;
     p.weights_on_input = checks.choice(apply_weights, "apply_weights", {"output", "input"}) == 1;
     p.x = x.const_data_ptr();
     p.x_stride = x.stride(0);
-    p.w_gate_up = matrix(w_gate_up, transposed);
-    if (is_gated(p.activation.kind) && p.w_gate_up.n_stride == 0 && preact_size > 0) {
-      // Expanded along G: a kernel tells gate from up by how far apart they lie.
-      distinct_w_gate_up = torch::stable::contiguous(w_gate_up);
-      p.w_gate_up = matrix(*distinct_w_gate_up, transposed);
+    if (place == Place::kCpu && w_gate_up.dim() == kTiledDims) {
+      take_tiles(w_gate_up, w_down);
+    } else {
+      take_weights(w_gate_up, w_down, transposed);
     }
-    p.w_down = matrix(w_down, transposed);
     p.b_gate_up = bias(b_gate_up, "b_gate_up", preact_size);
     p.b_down = bias(b_down, "b_down", p.hidden_size);
     checks.has_dims(topk_weights, "topk_weights", 2, "[T, K]");
@@ -74,6 +64,53 @@ struct Experts {
     checks.check(!max_rows || *max_rows >= 0, "max_rows must be at least 0, got ", max_rows.value_or(0));
     p.num_rows = num_slots();
     if (max_rows) p.num_rows = std::min(p.num_rows, *max_rows);
+  }
+
+  void take_weights(const Tensor& w_gate_up, const Tensor& w_down, bool transposed) {
+    FusedExpertsProblem& p = problem;
+    checks.has_dims(w_gate_up, "w_gate_up", 3, transposed ? "[E, H, G]" : "[E, G, H]");
+    checks.has_dims(w_down, "w_down", 3, transposed ? "[E, I, H]" : "[E, H, I]");
+    checks.has_dtype(w_gate_up, "w_gate_up", x.scalar_type());
+    checks.has_dtype(w_down, "w_down", x.scalar_type());
+    p.num_experts = w_down.size(0);
+    checks.check(p.num_experts >= 1, "w_down must have at least one expert, got ", shape_text(w_down));
+    p.intermediate_size = w_down.size(transposed ? 1 : 2);
+    preact_size = is_gated(p.activation.kind) ? 2 * p.intermediate_size : p.intermediate_size;
+    checks.has_size(w_down, "w_down", transposed ? 2 : 1, p.hidden_size, "H");
+    checks.has_size(w_gate_up, "w_gate_up", 0, p.num_experts, "E");
+    checks.has_size(w_gate_up, "w_gate_up", transposed ? 1 : 2, p.hidden_size, "H");
+    checks.has_size(w_gate_up, "w_gate_up", transposed ? 2 : 1, preact_size, "G");
+    p.w_gate_up = matrix(w_gate_up, transposed);
+    if (is_gated(p.activation.kind) && p.w_gate_up.n_stride == 0 && preact_size > 0) {
+      // Expanded along G: a kernel tells gate from up by how far apart they lie.
+      distinct_w_gate_up = torch::stable::contiguous(w_gate_up);
+      p.w_gate_up = matrix(*distinct_w_gate_up, transposed);
+    }
+    p.w_down = matrix(w_down, transposed);
+  }
+
+  // Weights as tile_weights made them, whose sizes tell those of the experts.
+  void take_tiles(const Tensor& w_gate_up, const Tensor& w_down) {
+    FusedExpertsProblem& p = problem;
+    checks.check(p.dtype == DType::kBFloat16, "with tiled weights x must be BFloat16, got ", x.scalar_type());
+    checks.has_dims(w_down, "w_down", kTiledDims, "[E, panels, parts, steps, 1024], as w_gate_up is");
+    p.num_experts = w_down.size(0);
+    checks.check(p.num_experts >= 1, "w_down must have at least one expert, got ", shape_text(w_down));
+    p.intermediate_size = w_gate_up.size(1) * kTiledMultiple;
+    const int64_t parts = is_gated(p.activation.kind) ? 2 : 1;
+    preact_size = parts * p.intermediate_size;
+    p.w_gate_up = tiles(w_gate_up, "w_gate_up", p.intermediate_size, parts, p.hidden_size);
+    p.w_down = tiles(w_down, "w_down", p.hidden_size, 1, p.intermediate_size);
+  }
+
+  ExpertMatrix tiles(const Tensor& weight, const char* name, int64_t n, int64_t parts, int64_t k) const {
+    checks.has_dtype(weight, name, ScalarType::BFloat16);
+    checks.has_size(weight, name, 0, problem.num_experts, "E");
+    checks.check(weight.size(1) * kTiledMultiple == n && weight.size(2) == parts &&
+                     weight.size(3) * kTiledMultiple == k && weight.size(4) == kTiledStep && weight.is_contiguous(),
+                 name, " must be the tiles of ", parts, " times [", n, ", ", k, "], contiguous, got ",
+                 shape_text(weight));
+    return {weight.const_data_ptr(), weight.stride(0), parts * k, 0, true};
   }
 
   static ExpertMatrix matrix(const Tensor& weight, bool transposed) {
@@ -134,6 +171,7 @@ struct FusedExpertsArguments : Experts {
     keep_preact = kept < 2;
     problem.preact_is_mxfp8 = kept == 1;
     check_mxfp8();
+    checks.check(!p.w_gate_up.is_tiled || !keep_preact, "tiled weights serve inference: save must be none, got ", save);
     set_slab(workspace_limit);
     checks.has_dims(topk_ids, "topk_ids", 2, "[T, K]");
     const ScalarType id_dtype = topk_ids.scalar_type();
@@ -178,6 +216,7 @@ struct FusedExpertsBackwardArguments : Experts {
         // Results of an op must not share storage.
         gradients{nothing(), nothing(), nothing(), nothing(), nothing(), nothing()} {
     const FusedExpertsProblem& p = problem;
+    checks.check(!p.w_gate_up.is_tiled, "tiled weights serve inference: there is no gradient");
     set_slab(workspace_limit);
     const ScalarType dtype = x.scalar_type();
     checks.has_dims(given_grad_y, "grad_y", 2, "[T, H]");

@@ -9,6 +9,7 @@
 #include <tuple>
 #include <vector>
 
+#include "cpu/isa.h"
 #include "cpu/permute/permute.h"
 #include "torch/arguments/fused_experts.h"
 #include "torch/cpu/huge_pages.h"
@@ -27,6 +28,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> fused_experts(
   FusedExpertsArguments a(Place::kCpu, x, w_gate_up, w_down, topk_weights, topk_ids, b_gate_up, b_down, activation,
                           alpha, limit, interleaved, transposed, apply_weights, save, workspace_limit, max_rows);
   FusedExpertsProblem& p = a.problem;
+  a.checks.check(!p.w_gate_up.is_tiled || cpu::current_isa() == cpu::Isa::kAmx,
+                 "tiled weights need the instruction set amx, got ", cpu::isa_name(cpu::current_isa()));
   p.batch_invariant = deterministic;
   std::vector<int32_t> row_to_slot(a.num_slots());
   p.row_to_slot = row_to_slot.data();

@@ -121,7 +121,10 @@ def fused_experts(
         # Nothing will come back for the pre-activation.
         save = "none"
         if packed is not None and not torch.compiler.is_compiling():
-            w_gate_up, w_down = packed.weights()
+            if packed.are_tiled and x.dtype == torch.bfloat16 and not torch.is_autocast_enabled("cpu"):
+                w_gate_up, w_down = packed.tiles(interleaved)
+            else:
+                w_gate_up, w_down = packed.weights()
             transposed = False
     outputs = call(
         _fused_experts, x, w_gate_up, w_down, weights, topk_ids, b_gate_up, b_down, activation, float(alpha),

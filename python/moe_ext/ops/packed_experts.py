@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
+from moe_ext import _C
+
 from . import _checks
+from ._library import fake
+
+# What both dimensions of a matrix have to be multiples of to be tiled.
+_TILED_MULTIPLE = 32
+_TILED_STEP = _TILED_MULTIPLE**2
 
 
 class PackedExperts:
     """Expert weights laid out for inference, made again when a weight changes.
 
-    The kernels read rows that are contiguous along the inner dimension, gate rows before up rows: ``w_gate_up``
-    ``[num_experts, 2 * intermediate_size, hidden_size]`` and ``w_down`` ``[num_experts, hidden_size,
-    intermediate_size]`` as `nn.Linear` keeps them. Weights that already lie so are used as they are, and cost nothing
-    here. Of any others (``transposed``, or strided otherwise) a copy is kept: ``num_bytes`` says how much that is, at
-    most the size of the weights. Interleaved gate and up rows are read where they are.
+    bfloat16 on a processor with AMX: a copy of all weights in the order in which its tiles are multiplied, on huge pages
+    where the system grants them, if ``hidden_size`` and ``intermediate_size`` are multiples of 32. The results have the
+    same bits. ``num_bytes`` is then the size of the weights.
+
+    Otherwise the kernels read rows that are contiguous along the inner dimension: ``w_gate_up`` ``[num_experts,
+    2 * intermediate_size, hidden_size]`` and ``w_down`` ``[num_experts, hidden_size, intermediate_size]`` as
+    `nn.Linear` keeps them. Weights that already lie so are used as they are, and cost nothing here. Of any others
+    (``transposed``, or strided otherwise) a copy is kept: ``num_bytes`` says how much that is, at most the size of the
+    weights.
 
     Pass it to :func:`fused_experts` as ``packed``, with the very tensors it was made of. It serves calls that record no
     gradient; others, and traced ones, read the weights themselves. Before each use the weights' version counters and
@@ -43,7 +55,7 @@ class PackedExperts:
         self.transposed = transposed
         self._weights = (w_gate_up, w_down)
         self._copies: list[Tensor | None] = [None, None]
-        self._states: list[tuple[int | None, int] | None] = [None, None]
+        self._states: list[tuple[object, ...] | None] = [None, None]
 
     @property
     def num_bytes(self) -> int:
@@ -61,17 +73,57 @@ class PackedExperts:
 
     def weights(self) -> tuple[Tensor, Tensor]:
         """``w_gate_up`` and ``w_down``, neither transposed, contiguous along the inner dimension."""
-        return self._current(0), self._current(1)
+        return self._rows(0), self._rows(1)
 
-    def _current(self, which: int) -> Tensor:
+    @property
+    def are_tiled(self) -> bool:
+        """Whether the instruction set in use multiplies tiles, and the weights can be cut into them."""
+        k_dim = 1 if self.transposed else 2
+        hidden_size, intermediate_size = (weight.shape[k_dim] for weight in self._weights)
+        return _C.cpu_isa() == "amx" and all(
+            (
+                all(weight.device.type == "cpu" and weight.dtype == torch.bfloat16 for weight in self._weights),
+                hidden_size % _TILED_MULTIPLE == 0,
+                intermediate_size % _TILED_MULTIPLE == 0,
+            )
+        )
+
+    def tiles(self, interleaved: bool) -> tuple[Tensor, Tensor]:
+        """``w_gate_up`` and ``w_down`` as tiles, if `are_tiled`. interleaved: as for :func:`fused_experts`."""
+        w_gate_up, w_down = self._weights
+        intermediate_size = w_down.shape[1 if self.transposed else 2]
+        parts = w_gate_up.shape[2 if self.transposed else 1] // max(intermediate_size, 1)
+        return self._tiles(0, parts, interleaved), self._tiles(1, 1, False)
+
+    def _rows(self, which: int) -> Tensor:
         weight = self._weights[which].detach()
         rows = weight.transpose(1, 2) if self.transposed else weight
         if rows.stride(2) == 1:
             self._copies[which] = None
             return rows
-        state = (None if weight.is_inference() else self._weights[which]._version, weight.data_ptr())
+        state = self._state(which, "rows")
         copy = self._copies[which]
         if copy is None or self._states[which] != state:
+            self._copies[which] = None  # or both would stand in memory
             copy = rows.contiguous()
             self._copies[which], self._states[which] = copy, state
         return copy
+
+    def _tiles(self, which: int, parts: int, interleaved: bool) -> Tensor:
+        state = self._state(which, "tiles", interleaved)
+        copy = self._copies[which]
+        if copy is None or self._states[which] != state:
+            self._copies[which] = None
+            copy = torch.ops.moe_ext.tile_weights(self._weights[which].detach(), parts, interleaved, self.transposed)
+            self._copies[which], self._states[which] = copy, state
+        return copy
+
+    def _state(self, which: int, *layout: object) -> tuple[object, ...]:
+        weight = self._weights[which]
+        return (None if weight.is_inference() else weight._version, weight.data_ptr(), *layout)
+
+
+@fake("tile_weights")
+def _tile_weights_fake(weight: Tensor, parts: int, interleaved: bool, transposed: bool) -> Tensor:
+    num_experts, n, k = weight.mT.shape if transposed else weight.shape
+    return weight.new_empty((num_experts, n // parts // _TILED_MULTIPLE, parts, k // _TILED_MULTIPLE, _TILED_STEP))
