@@ -15,7 +15,7 @@ ALL_OPS = {
     "noise", "route_top_p", "soft_mix", "soft_mix_backward",
 }  # fmt: skip
 # Not on every backend, so their samples are in files of their own.
-ON_CPUS_ALONE = {"fused_experts_int8", "quantize_int8"}  # test_int8.py
+ON_CPUS_ALONE = {"fused_experts_int8", "quantize_int8", "tile_weights"}  # test_int8.py, test_tiled_weights.py
 
 
 def test_every_registered_op_is_sampled() -> None:

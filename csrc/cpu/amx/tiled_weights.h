@@ -31,9 +31,17 @@ class TiledWeightGemm {
     const char* group = static_cast<const char*>(job_.b.data);
     const int64_t group_bytes = halves_ * panel_bytes_;
     for (int64_t j = 0; j < job_.n; j += kPanel, group += group_bytes) {
-      const char* next = j + kPanel < job_.n ? group + group_bytes : static_cast<const char*>(job_.next_b);
-      Fetch fetch(next, group_bytes, panels_of(job_.m) * halves_ * steps_);
-      for (int64_t i = 0; i < job_.m; i += kPanel) multiply(group, i, j, fetch);
+      next_ = j + kPanel < job_.n ? group + group_bytes : static_cast<const char*>(job_.next_b);
+      for (int64_t i = 0; i < job_.m; i += kPanel) {
+        const int64_t rows = smaller(kPanel, job_.m - i);
+        if (rows > kTileSide) {
+          multiply<2>(group, i);
+        } else {
+          multiply<1>(group, i);
+        }
+        finish_.rest();
+        finish_.begin(sums_[turn_], i, rows, j);
+      }
     }
     finish_.rest();
     if (job_.params->is_cold) _mm_sfence();
@@ -41,27 +49,13 @@ class TiledWeightGemm {
   }
 
  private:
-  // Fetches bytes from four places at once, some lines in each step: memory delivers more to several streams.
-  class Fetch {
-   public:
-    Fetch(const char* from, int64_t bytes, int64_t steps)
-        : at_(from),
-          quarter_(bytes / kStreams),
-          left_(from ? quarter_ / 64 : 0),
-          per_step_((left_ + steps - 1) / steps) {}
+  static constexpr int64_t kPanelLines = kPanelStep / 64;  // of a step
 
-    __attribute__((always_inline)) void step() {
-      for (int64_t i = 0; i < per_step_ && left_ > 0; ++i, --left_, at_ += 64) {
-#pragma GCC unroll 4
-        for (int64_t s = 0; s < kStreams; ++s) _mm_prefetch(at_ + s * quarter_, _MM_HINT_T1);
-      }
-    }
-
-   private:
-    static constexpr int64_t kStreams = 4;
-    const char* at_;
-    int64_t quarter_, left_, per_step_;
-  };
+  // How many lines of the next group to fetch in each step, while this one is multiplied with panels of rows in turn.
+  static constexpr int64_t lines_of_step(int64_t panels, int64_t panel) {
+    const int64_t lines = panels >= 8 ? 4 : panels >= 4 ? 8 : panels == 3 ? (panel < 2 ? 12 : 8) : 16;
+    return panel * lines < kPanelLines ? lines : 0;
+  }
 
   // 32 by 32 sums, of gate and of up, on their way to the result: row by row in the shadow of the product that follows
   // where that is all there is to do, else at once.
@@ -69,7 +63,9 @@ class TiledWeightGemm {
    public:
     explicit Finish(const GemmJob& job) : job_(job), is_plain_(plain(job)) {}
 
-    void begin(const float* sums, int64_t row, int64_t rows, int64_t column, int64_t steps) {
+    int64_t rows_left() const { return left_; }
+
+    void begin(const float* sums, int64_t row, int64_t rows, int64_t column) {
       const EpilogueParams& p = *job_.params;
       if (!is_plain_) {
         EpilogueBlock<float> block = {};
@@ -89,24 +85,23 @@ class TiledWeightGemm {
       streams_ = p.is_cold && are_lines(out_, stride_);
       sums_ = sums;
       left_ = rows;
-      per_step_ = (rows + steps - 1) / steps;
     }
 
-    __attribute__((always_inline)) void step() {
-      for (int64_t i = 0; i < per_step_ && left_ > 0; ++i, --left_, sums_ += kPanel, out_ += stride_) {
-        if (activates_) {
-          const float* up = sums_ + kPanel * kPanel;
-          const __m512 low = fast_swiglu(_mm512_load_ps(sums_), _mm512_load_ps(up));
-          const __m512 high = fast_swiglu(_mm512_load_ps(sums_ + kTileSide), _mm512_load_ps(up + kTileSide));
-          WideLine{low, high}.store(~0u, out_, streams_);
-        } else {
-          store_line(round_line(sums_), ~0u, out_, streams_);
-        }
+    __attribute__((always_inline)) void row() {
+      if (activates_) {
+        const float* up = sums_ + kPanel * kPanel;
+        const __m512 low = fast_swiglu(_mm512_load_ps(sums_), _mm512_load_ps(up));
+        const __m512 high = fast_swiglu(_mm512_load_ps(sums_ + kTileSide), _mm512_load_ps(up + kTileSide));
+        WideLine{low, high}.store(~0u, out_, streams_);
+      } else {
+        store_line(round_line(sums_), ~0u, out_, streams_);
       }
+      sums_ += kPanel;
+      out_ += stride_;
+      --left_;
     }
     void rest() {
-      per_step_ = left_;
-      step();
+      while (left_ > 0) row();
     }
 
    private:
@@ -123,43 +118,127 @@ class TiledWeightGemm {
     bool activates_ = false, streams_ = false;
     const float* sums_ = nullptr;
     bf16* out_ = nullptr;
-    int64_t stride_ = 0, left_ = 0, per_step_ = 0;
+    int64_t stride_ = 0, left_ = 0;
   };
 
-  struct Shadow {
-    Fetch& fetch;
-    Finish& finish;
+  // What to fetch in each step, in few instructions: they take places in the core that loads to come would have.
+  //
+  // The next group, from four places at once, kLines of each in a step: memory delivers more to several streams.
+  template <int kLines>
+  struct FetchGroup {
+    const char*& at;
+    int64_t quarter;
 
     __attribute__((always_inline)) void step() {
-      fetch.step();
-      finish.step();
+      const char* const from[4] = {at, at + quarter, at + 2 * quarter, at + 3 * quarter};
+#pragma GCC unroll 16
+      for (int line = 0; line < kLines; ++line) {
+#pragma GCC unroll 4
+        for (const char* place : from) _mm_prefetch(place + line * 64, _MM_HINT_T1);
+      }
+      at += kLines * 64;
+    }
+  };
+  // With few rows reading is all that counts, and a short lead does best; the last of it goes to the next job.
+  struct FetchAhead {
+    static constexpr int64_t kLead = 16;  // steps
+    const char* at;
+    const char* next;
+    int64_t left;
+
+    __attribute__((always_inline)) void step() {
+      if (left-- == 0) at = next;
+#pragma GCC unroll 32
+      for (int line = 0; line < kPanelLines; ++line) _mm_prefetch(at + line * 64, _MM_HINT_T1);
+      at += kPanelStep;
     }
   };
 
-  void multiply(const char* group, int64_t i, int64_t j, Fetch& fetch) {
-    const int64_t rows = smaller(kPanel, job_.m - i);
-    float* sums = sums_[turn_ ^= 1];
-    Shadow shadow = {fetch, finish_};
-    const TileRun p = TileRun::packed(p_ + i / kPanel * panel_bytes_);
+  template <int kRows>
+  void multiply(const char* group, int64_t i) {
+    const int64_t panels = panels_of(job_.m), panel = i / kPanel;
+    if (panel == 0) fetch_ = next_;
+    const bool is_last = next_ == job_.next_b;
+    turn_ ^= 1;
     for (int64_t half = 0; half < halves_; ++half) {
-      const TileRun q = TileRun::packed(group + half * panel_bytes_);
-      float* d = sums + half * kPanel * kPanel;
-      if (rows > kTileSide) {
-        multiply_tiles<2, 2>(p, q, steps_, d, kPanel, false, shadow);
+      const Product product = {p_ + panel * panel_bytes_, group + half * panel_bytes_,
+                               sums_[turn_] + half * kPanel * kPanel};
+      if (panels == 1) {
+        const bool ends = is_last && half == halves_ - 1;
+        const int64_t turn = smaller(steps_, FetchAhead::kLead);
+        run<kRows>(product, FetchAhead{product.q + turn * kPanelStep, next_ && ends ? next_ : product.q,
+                                       ends ? steps_ - turn : steps_});
+        continue;
+      }
+      const int64_t lines = fetch_ ? lines_of_step(panels, panel) : 0;
+      if (lines == 0) {
+        run<kRows>(product, NoShadow{});
+      } else if (lines == 4) {
+        run<kRows>(product, FetchGroup<1>{fetch_, quarter()});
+      } else if (lines == 8) {
+        run<kRows>(product, FetchGroup<2>{fetch_, quarter()});
+      } else if (lines == 12) {
+        run<kRows>(product, FetchGroup<3>{fetch_, quarter()});
       } else {
-        multiply_tiles<1, 2>(p, q, steps_, d, kPanel, false, shadow);
+        run<kRows>(product, FetchGroup<4>{fetch_, quarter()});
       }
     }
-    finish_.rest();
-    finish_.begin(sums, i, rows, j, halves_ * steps_);
+  }
+  int64_t quarter() const { return halves_ * panel_bytes_ / 4; }
+
+  struct Product {
+    const char* p;
+    const char* q;
+    float* d;
+  };
+
+  template <int kRows, class Fetch>
+  __attribute__((noinline)) void run(Product x, Fetch fetch) {
+    constexpr int64_t kBytes = kPanel * sizeof(float);
+    tiles_touch_memory();
+    _tile_zero(0);
+    _tile_zero(1);
+    if constexpr (kRows > 1) _tile_zero(2);
+    if constexpr (kRows > 1) _tile_zero(3);
+    const int64_t finishing = smaller(steps_, finish_.rows_left());
+    int64_t step = 0;
+    for (; step < finishing; ++step, x.p += kPanelStep, x.q += kPanelStep) {
+      tile_step<kRows>(x.p, x.q);
+      fetch.step();
+      finish_.row();
+    }
+    for (; step < steps_; ++step, x.p += kPanelStep, x.q += kPanelStep) {
+      tile_step<kRows>(x.p, x.q);
+      fetch.step();
+    }
+    _tile_stored(0, x.d, kBytes);
+    _tile_stored(1, x.d + kTileSide, kBytes);
+    if constexpr (kRows > 1) _tile_stored(2, x.d + kTileSide * kPanel, kBytes);
+    if constexpr (kRows > 1) _tile_stored(3, x.d + kTileSide * kPanel + kTileSide, kBytes);
+    tiles_touch_memory();
   }
 
+  template <int kRows>
+  __attribute__((always_inline)) static void tile_step(const char* p, const char* q) {
+    _tile_loadd(4, p, 64);
+    _tile_loadd(6, q, 64);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_loadd(7, q + kTile, 64);
+    _tile_dpbf16ps(1, 4, 7);
+    if constexpr (kRows > 1) {
+      _tile_loadd(5, p + kTile, 64);
+      _tile_dpbf16ps(2, 5, 6);
+      _tile_dpbf16ps(3, 5, 7);
+    }
+  }
   alignas(64) float sums_[2][2 * kPanel * kPanel];
   int turn_ = 0;
   const GemmJob& job_;
   const Source<bf16> a_;
   const int64_t halves_, steps_, panel_bytes_;
   char* p_;
+  const char* next_ = nullptr;   // the group that follows
+  const char* fetch_ = nullptr;  // what is still to fetch of it
   Finish finish_;
 };
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any, NoReturn
+
 import torch
 from torch import Tensor
 
 from moe_ext import _C
 
 from . import _checks
+from ._autograd import differentiable
 from ._library import fake
 
 # What both dimensions of a matrix have to be multiples of to be tiled.
@@ -79,14 +82,13 @@ class PackedExperts:
     def are_tiled(self) -> bool:
         """Whether the instruction set in use multiplies tiles, and the weights can be cut into them."""
         k_dim = 1 if self.transposed else 2
-        hidden_size, intermediate_size = (weight.shape[k_dim] for weight in self._weights)
-        return _C.cpu_isa() == "amx" and all(
-            (
-                all(weight.device.type == "cpu" and weight.dtype == torch.bfloat16 for weight in self._weights),
-                hidden_size % _TILED_MULTIPLE == 0,
-                intermediate_size % _TILED_MULTIPLE == 0,
-            )
+        fit = all(
+            weight.device.type == "cpu"
+            and weight.dtype == torch.bfloat16
+            and weight.shape[k_dim] % _TILED_MULTIPLE == 0
+            for weight in self._weights
         )
+        return fit and _C.cpu_isa() == "amx"
 
     def tiles(self, interleaved: bool) -> tuple[Tensor, Tensor]:
         """``w_gate_up`` and ``w_down`` as tiles, if `are_tiled`. interleaved: as for :func:`fused_experts`."""
@@ -114,7 +116,7 @@ class PackedExperts:
         copy = self._copies[which]
         if copy is None or self._states[which] != state:
             self._copies[which] = None
-            copy = torch.ops.moe_ext.tile_weights(self._weights[which].detach(), parts, interleaved, self.transposed)
+            copy = _tile_weights(self._weights[which].detach(), parts, interleaved, self.transposed)
             self._copies[which], self._states[which] = copy, state
         return copy
 
@@ -127,3 +129,14 @@ class PackedExperts:
 def _tile_weights_fake(weight: Tensor, parts: int, interleaved: bool, transposed: bool) -> Tensor:
     num_experts, n, k = weight.mT.shape if transposed else weight.shape
     return weight.new_empty((num_experts, n // parts // _TILED_MULTIPLE, parts, k // _TILED_MULTIPLE, _TILED_STEP))
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    pass
+
+
+def _backward(ctx: Any, grad: Tensor | None) -> NoReturn:
+    raise NotImplementedError("moe_ext::tile_weights has no derivative: tiles are for inference")
+
+
+_tile_weights = differentiable("tile_weights", setup_context=_setup_context, backward=_backward)
