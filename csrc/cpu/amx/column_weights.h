@@ -56,6 +56,7 @@ class ColumnWeightGemm {
  private:
   static constexpr int64_t kMostPacked = 2048;
   static constexpr int64_t kBlockColumns = 256;
+  static constexpr int64_t kBlockPanels = kBlockColumns / kPanel;
   static constexpr int64_t kBlockK = 256;
   static constexpr int64_t kLdc = kBlockColumns + kTileSide;
 
@@ -79,7 +80,48 @@ class ColumnWeightGemm {
     int64_t col0, columns, k0, k;
   };
 
-  // The next block, a pair of rows of 32 columns after the other.
+  // A whole block without halves, kPanels of a pair of rows in each step: few instructions, for they take places in the
+  // core that loads to come would have.
+  template <int kPanels>
+  struct WholeAhead {
+    const char* from;
+    const char* fetch;
+    char* to;
+    const int64_t row_bytes, panel_bytes;
+    int64_t pairs, pair = 0, panel = 0;
+
+    bool done() const { return pair >= pairs; }
+    __attribute__((always_inline)) void step() {
+      if (done()) return;
+#pragma GCC unroll 8
+      for (int64_t i = 0; i < kPanels; ++i) {
+        _mm_prefetch(fetch + i * 64, _MM_HINT_T1);
+        _mm_prefetch(fetch + row_bytes + i * 64, _MM_HINT_T1);
+        char* line = to + i * panel_bytes;
+        interleave_lines(_mm512_loadu_si512(from + i * 64), _mm512_loadu_si512(from + row_bytes + i * 64), line,
+                         line + kTile);
+      }
+      from += kPanels * 64;
+      fetch += kPanels * 64;
+      to += kPanels * panel_bytes;
+      panel += kPanels;
+      if (panel < kBlockPanels) return;
+      panel = 0;
+      from += 2 * row_bytes - kBlockPanels * 64;
+      fetch += 2 * row_bytes - kBlockPanels * 64;
+      to += 64 - kBlockPanels * panel_bytes;
+      if (++pair % kTileSide == 0) to += kTile;
+    }
+  };
+  template <int kPanels>
+  struct TwiceAhead : WholeAhead<kPanels> {
+    __attribute__((always_inline)) void step() {
+      WholeAhead<kPanels>::step();
+      WholeAhead<kPanels>::step();
+    }
+  };
+
+  // Any other block, a pair of rows of 32 columns after the other.
   struct Ahead {
     const char* from = nullptr;
     const char* fetch = nullptr;
@@ -87,6 +129,10 @@ class ColumnWeightGemm {
     int64_t row_bytes = 0, half_bytes = 0, panels = 0, panels_of_half = 1, panel_bytes = 0, pairs = 0, per_step = 0;
     int64_t pair = 0, panel = 0;
 
+    template <int kPanels>
+    WholeAhead<kPanels> whole() const {
+      return {from, fetch, to, row_bytes, panel_bytes, pairs};
+    }
     bool done() const { return pair >= pairs; }
     __attribute__((always_inline)) void step() {
       for (int64_t i = 0; i < per_step && !done(); ++i) {
@@ -140,7 +186,25 @@ class ColumnWeightGemm {
     const int64_t steps = steps_of(block.k), panels = panels_of(block.columns);
     char* q = blocks_[index % 2];
     if (index != made_) make_block(block, q);
-    Ahead ahead = look_ahead(index, steps * panels * halves_ * panels_of(job_.m));
+    const Ahead ahead = look_ahead(index, steps * panels * halves_ * panels_of(job_.m));
+    if (halves_ > 1 || ahead.panels != kBlockPanels) {
+      multiply(block, q, ahead);
+    } else if (ahead.per_step <= 1) {
+      multiply(block, q, ahead.whole<1>());
+    } else if (ahead.per_step <= 2) {
+      multiply(block, q, ahead.whole<2>());
+    } else if (ahead.per_step <= 4) {
+      multiply(block, q, ahead.whole<4>());
+    } else if (ahead.per_step <= 8) {
+      multiply(block, q, ahead.whole<8>());
+    } else {
+      multiply(block, q, TwiceAhead<8>{ahead.whole<8>()});
+    }
+  }
+
+  template <class Shadow>
+  void multiply(const Block& block, const char* q, Shadow ahead) {
+    const int64_t steps = steps_of(block.k), panels = panels_of(block.columns);
     for (int64_t half = 0, panel = 0; half < halves_; ++half) {
       for (int64_t j = 0; j < panels; ++j, ++panel) {
         const TileRun q_run = TileRun::packed(q + panel * plan_.block_steps * kPanelStep);

@@ -21,9 +21,9 @@ _TILED_STEP = _TILED_MULTIPLE**2
 class PackedExperts:
     """Expert weights laid out for inference, made again when a weight changes.
 
-    bfloat16 on a processor with AMX: a copy of all weights in the order in which its tiles are multiplied, on huge pages
-    where the system grants them, if ``hidden_size`` and ``intermediate_size`` are multiples of 32. The results have the
-    same bits. ``num_bytes`` is then the size of the weights.
+    bfloat16 on a processor with AMX: a copy of all weights in the order in which its tiles are multiplied, on huge
+    pages where the system grants them, if ``hidden_size`` and ``intermediate_size`` are multiples of 32. The results
+    have the same bits. ``num_bytes`` is then the size of the weights.
 
     Otherwise the kernels read rows that are contiguous along the inner dimension: ``w_gate_up`` ``[num_experts,
     2 * intermediate_size, hidden_size]`` and ``w_down`` ``[num_experts, hidden_size, intermediate_size]`` as
