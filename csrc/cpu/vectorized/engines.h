@@ -11,11 +11,15 @@ namespace moe::cpu::MOE_ISA {
 
 // D[kRows, kVectors * kWidth] (+)= P[kRows, k] * Q[k, ...]. A block of k is summed from zero and then added to what is
 // there: the rounding error of one long chain of additions would grow with its length.
+//
+// A function of its own, and unrolled: inlined, the rows' addresses would not stay in registers.
 template <class Vector, int kRows, int kVectors, bool kKMajor>
-static inline void multiply_panels(const typename Vector::Lane* p, int64_t ldp, const typename Vector::Lane* q,
-                                   int64_t k, typename Vector::Acc* d, int64_t ldd, bool accumulate) {
+__attribute__((noinline)) static void multiply_panels(const typename Vector::Lane* p, int64_t ldp,
+                                                      const typename Vector::Lane* q, int64_t k,
+                                                      typename Vector::Acc* d, int64_t ldd, bool accumulate) {
   constexpr int kWidth = Vector::kWidth;
   Vector sums[kRows][kVectors];
+#pragma GCC unroll 4
   for (int64_t kk = 0; kk < k; ++kk) {
     Vector columns[kVectors];
 #pragma GCC unroll 4
