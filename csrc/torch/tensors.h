@@ -37,4 +37,7 @@ inline Tensor empty_like(const Tensor& like, torch::headeronly::IntHeaderOnlyArr
 #endif
 }
 
+// Who makes a tensor: empty_like, or where a backend has a better place for it, a function that promises the same.
+using Allocate = Tensor (*)(const Tensor& like, torch::headeronly::IntHeaderOnlyArrayRef sizes, ScalarType dtype);
+
 }  // namespace moe::torch_ops

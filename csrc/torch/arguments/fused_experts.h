@@ -210,7 +210,8 @@ struct FusedExpertsBackwardArguments : Experts {
                                 const std::string& activation, double alpha, double limit, bool interleaved,
                                 bool transposed, const std::string& apply_weights,
                                 const std::optional<int64_t>& workspace_limit, bool x_grad, bool weight_grads,
-                                bool routing_grad, const std::optional<int64_t>& max_rows)
+                                bool routing_grad, const std::optional<int64_t>& max_rows,
+                                Allocate allocate_weight_gradient = &empty_like)
       : Experts("fused_experts_backward", place, given_x, w_gate_up, w_down, given_weights, b_gate_up, b_down,
                 activation, alpha, limit, interleaved, transposed, apply_weights, max_rows),
         // Results of an op must not share storage.
@@ -252,8 +253,8 @@ struct FusedExpertsBackwardArguments : Experts {
       params.grad_x = grad_x.mutable_data_ptr();
     }
     if (weight_grads) {
-      grad_w_gate_up = weight_gradient(w_gate_up, transposed, params.grad_w_gate_up);
-      grad_w_down = weight_gradient(w_down, transposed, params.grad_w_down);
+      grad_w_gate_up = weight_gradient(w_gate_up, transposed, allocate_weight_gradient, params.grad_w_gate_up);
+      grad_w_down = weight_gradient(w_down, transposed, allocate_weight_gradient, params.grad_w_down);
       if (b_gate_up) {
         grad_b_gate_up = empty_like(x, {p.num_experts, preact_size}, dtype);
         params.grad_b_gate_up = grad_b_gate_up.mutable_data_ptr();
@@ -273,8 +274,8 @@ struct FusedExpertsBackwardArguments : Experts {
   Tensor nothing() const { return empty_like(x, {0}, x.scalar_type()); }
 
   // A contiguous gradient of a weight, and the view of it as [n, k].
-  static Tensor weight_gradient(const Tensor& weight, bool transposed, ExpertMatrix& view) {
-    Tensor grad = empty_like(weight, {weight.size(0), weight.size(1), weight.size(2)}, weight.scalar_type());
+  static Tensor weight_gradient(const Tensor& weight, bool transposed, Allocate allocate, ExpertMatrix& view) {
+    Tensor grad = allocate(weight, {weight.size(0), weight.size(1), weight.size(2)}, weight.scalar_type());
     view = matrix(grad, transposed);
     return grad;
   }

@@ -99,10 +99,10 @@ struct WgradArguments {
   }
 
   // A fresh gradient in the layout of the weight.
-  Tensor new_output(const Tensor& rows, bool transposed) {
+  Tensor new_output(const Tensor& rows, bool transposed, Allocate allocate = &empty_like) {
     const GroupedGemmWgradParams& p = params;
-    Tensor out = transposed ? empty_like(rows, {p.num_experts, p.k, p.n}, rows.scalar_type())
-                            : empty_like(rows, {p.num_experts, p.n, p.k}, rows.scalar_type());
+    Tensor out = transposed ? allocate(rows, {p.num_experts, p.k, p.n}, rows.scalar_type())
+                            : allocate(rows, {p.num_experts, p.n, p.k}, rows.scalar_type());
     set_output(out, transposed);
     return out;
   }

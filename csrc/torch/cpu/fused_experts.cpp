@@ -13,6 +13,7 @@
 #include "cpu/permute/permute.h"
 #include "torch/arguments/fused_experts.h"
 #include "torch/cpu/huge_pages.h"
+#include "torch/cpu/kept_tensor.h"
 #include "torch/cpu/threads.h"
 
 namespace moe::torch_ops {
@@ -88,7 +89,8 @@ ExpertGradients fused_experts_backward(const Tensor& grad_y, const Tensor& x, co
                                        bool weight_grads, bool routing_grad, std::optional<int64_t> max_rows) {
   FusedExpertsBackwardArguments a(Place::kCpu, grad_y, x, w_gate_up, w_down, topk_weights, b_gate_up, b_down, preact,
                                   expert_offsets, slot_to_row, activation, alpha, limit, interleaved, transposed,
-                                  apply_weights, workspace_limit, x_grad, weight_grads, routing_grad, max_rows);
+                                  apply_weights, workspace_limit, x_grad, weight_grads, routing_grad, max_rows,
+                                  &empty_kept);
   a.checks.offsets_fit(a.expert_offsets, "expert_offsets", a.num_rows());
   const std::vector<int32_t> row_to_slot = slots_of_rows(a.checks, a.expert_offsets, a.slot_to_row);
   a.problem.row_to_slot = row_to_slot.data();

@@ -8,6 +8,7 @@
 
 #include "torch/arguments/grouped_gemm.h"
 #include "torch/cpu/huge_pages.h"
+#include "torch/cpu/kept_tensor.h"
 #include "torch/cpu/threads.h"
 
 namespace moe::torch_ops {
@@ -48,7 +49,7 @@ Tensor grouped_gemm_wgrad(const Tensor& rows, const Tensor& grad_out, const Tens
   const Checks checks("grouped_gemm_wgrad");
   WgradArguments a(checks, rows, grad_out, expert_offsets, gather);
   check_indices(checks, *a.segments, rows.size(0));
-  Tensor out = a.new_output(rows, transposed);
+  Tensor out = a.new_output(rows, transposed, &empty_kept);
   ask_for_huge_pages(out);
   checks.is_ok(cpu::grouped_gemm_wgrad(a.params, torch_threads()));
   return out;
