@@ -8,6 +8,8 @@
 
 #include "cpu/int8/choice.h"
 #include "cpu/isa.h"
+#include "cpu/kept_memory.h"
+#include "cpu/scratch.h"
 #include "cuda/policy/gemm_plan.h"
 
 #ifndef MOE_EXT_TORCH_VERSION
@@ -106,6 +108,7 @@ pybind11::dict gemm_plan(bool wgrad, int capability, int multiprocessors, int64_
 
 PYBIND11_MODULE(_C, m) {
   if (const char* error = moe::cpu::isa_environment_error()) throw pybind11::import_error(error);
+  if (const char* error = moe::cpu::kept_memory_environment_error()) throw pybind11::import_error(error);
   m.doc() = "The compiled part of moe_ext. Importing it registers torch.ops.moe_ext.*.";
   m.def("build_info", &build_info, "How this module was built.");
   m.def(
@@ -124,6 +127,9 @@ PYBIND11_MODULE(_C, m) {
       "Name of the kernels for int8 weights in use: an instruction set, or avx512vnni.");
   m.def("allow_int8_instructions", &moe::cpu::allow_int8_instructions, pybind11::arg("allowed"),
         "False: kernels for int8 weights do without VNNI and AMX-int8 from now on, as where the processor lacks them.");
+  m.def(
+      "release_memory", [] { return moe::cpu::release_kept_blocks() + moe::cpu::release_kept_workspace(); },
+      "Gives the memory that is kept for later calls and that nobody holds back to the system: how many bytes.");
   using pybind11::arg;
   m.def("gemm_plan", &gemm_plan, pybind11::kw_only(), arg("wgrad"), arg("capability"), arg("multiprocessors"),
         arg("shared_memory_per_block"), arg("dtype"), arg("allow_tf32"), arg("aligned"), arg("num_rows"),

@@ -88,4 +88,16 @@ Workspace::~Workspace() {
   std::free(to_free);
 }
 
+int64_t release_kept_workspace() {
+  void* data;
+  int64_t bytes;
+  {
+    std::lock_guard lock(kept().mutex);
+    data = std::exchange(kept().data, nullptr);
+    bytes = std::exchange(kept().bytes, 0);
+  }
+  std::free(data);
+  return bytes;
+}
+
 }  // namespace moe::cpu

@@ -29,6 +29,9 @@ class Workspace {
   int64_t bytes_ = 0;
 };
 
+// Returns what the process keeps for the next Workspace to the system; how many bytes these were.
+int64_t release_kept_workspace();
+
 // Whether results of this size leave the private caches before anybody reads them. A plain store would then first
 // fetch the line that it overwrites, and a core waits for no more than some sixteen of those at a time.
 inline bool outgrows_caches(int64_t bytes) { return bytes > int64_t{4} << 20; }

@@ -21,6 +21,9 @@ def int8_kernels() -> str:
 def allow_int8_instructions(allowed: bool) -> None:
     """False: kernels for int8 weights do without VNNI and AMX-int8 from now on, as where the processor lacks them."""
 
+def release_memory() -> int:
+    """Gives the memory that is kept for later calls and that nobody holds back to the system: how many bytes."""
+
 def gemm_plan(
     *,
     wgrad: bool,

@@ -20,7 +20,9 @@ except ImportError as _error:
     raise ImportError(_versions.explain_failed_load(_error)) from _error
 _versions.check_after_loading(_C.build_info())
 
-# Before anything else of the package: an op that is traced without its derivative keeps lacking it.
+from ._memory import release_memory  # noqa: E402
+
+# Before anything else that has to do with ops: one that is traced without its derivative keeps lacking it.
 from .ops import (  # noqa: E402
     ExpertChoices,
     Int8Experts,
@@ -85,6 +87,7 @@ __all__ = [
     "noise",
     "permute",
     "quantize_experts",
+    "release_memory",
     "route",
     "route_top_p",
     "route_with_statistics",
