@@ -37,7 +37,7 @@ enum class Epilogue : int32_t {
 // Rows are absolute (row0 + i), columns too (col0 + j). Tensors have unit stride over columns unless a stride is given.
 struct EpilogueParams {
   bool is_cold = false;  // all results together outgrow the caches: better stored past them
-  void* out = nullptr;  // kStore: data dtype; sums: float32 (float64 for float64 data)
+  void* out = nullptr;   // kStore: data dtype; sums: float32 (float64 for float64 data)
   int64_t out_row_stride = 0;
   int64_t out_col_stride = 1;
   const void* bias = nullptr;  // indexed by column, data dtype; kActivation: over [G] in the weight's own layout

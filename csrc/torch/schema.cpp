@@ -99,8 +99,8 @@ MOE_EXT_LIBRARY(MOE_EXT_OPS, m) {
       "SymInt? max_rows=None) -> (Tensor, Tensor, Tensor, Tensor)");
   // weight [E,G,K], or [E,K,G] transposed, in bfloat16 -> the same in the order that fused_experts multiplies fastest,
   // [E,panels,parts,steps,1024] (moe/tiled_weights.h), and which it takes in place of w_gate_up and w_down where AMX is
-  // in use and nothing is kept. parts: 2 for gate and up rows, 1 else; G / parts and K are multiples of 32. CPU only, no
-  // derivative.
+  // in use and nothing is kept. parts: 2 for gate and up rows, 1 else; G / parts and K are multiples of 32. CPU only,
+  // no derivative.
   m.def("tile_weights(Tensor weight, int parts, bool interleaved, bool transposed) -> Tensor");
   // -> grad_x, grad_w_gate_up, grad_w_down, grad_topk_weights, grad_b_gate_up, grad_b_down; what is not asked
   // for comes back as an empty [0] tensor. grad_b_* are asked for by weight_grads where the bias exists.

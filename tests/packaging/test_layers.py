@@ -18,7 +18,7 @@ ALLOWED = {
     "nn": {"routing", "losses", "ops", ""},
     "routing": {"losses", "ops", ""},
     "losses": {"ops", ""},
-    "ops": set(),
+    "ops": {"_C"},  # the extension itself, below everything: which instruction set is in use
     "reference": set(),
 }
 ISAS = ("portable", "avx2", "avx512", "avx512bf16", "amx")
