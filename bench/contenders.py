@@ -95,7 +95,7 @@ def _moe_ext(save: str) -> Callable[[Problem], Layer]:
 
 def _moe_ext_packed(problem: Problem) -> Layer:
     moe_ext: Any = importlib.import_module("moe_ext")
-    packed = moe_ext.PackedExperts(problem.w_gate_up, problem.w_down)
+    packed = moe_ext.PackedExperts(problem.w_gate_up, problem.w_down).prepare()
 
     def layer(x: Tensor) -> Tensor:
         routing = moe_ext.route(F.linear(x, problem.w_router), problem.shape.top_k, renormalize=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import gc
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,11 +50,19 @@ def resident_bytes() -> int | None:
         return None
 
 
+def _release_what_is_kept() -> None:
+    """What moe_ext kept from calls before would else count as there already."""
+    release = getattr(sys.modules.get("moe_ext"), "release_memory", None)
+    if release is not None:
+        release()
+
+
 def peak_bytes(step: Step) -> int | None:
     """The most by which the process grows over what it was before the first of two calls, while it makes the second:
     what one call takes at its peak with its results, and whatever was kept since the first call (a workspace). Packed
     weights, made before, don't count. Pages, not requests: to a few hundred KiB. None where the system has no such
     counter."""
+    _release_what_is_kept()
     before = resident_bytes()
     if before is None:
         return None

@@ -127,3 +127,13 @@ def test_nothing_is_kept_where_nothing_needs_a_gradient():
     x, w_gate_up, w_down, weights, ids = _inputs(torch.float32, transposed=False)
     with torch.autograd.graph.saved_tensors_hooks(lambda t: pytest.fail("something was saved"), lambda t: t):
         moe_ext.fused_experts(x, w_gate_up, w_down, weights, ids)
+
+
+def test_copies_can_be_made_before_the_first_use():
+    _, w_gate_up, w_down, *_ = _inputs(torch.float32, transposed=True)
+    packed = moe_ext.PackedExperts(w_gate_up, w_down, transposed=True)
+    assert packed.num_bytes == 0
+    assert packed.prepare() is packed
+    assert packed.num_bytes == w_gate_up.nbytes + w_down.nbytes
+    with pytest.raises(TypeError, match="interleaved"):
+        packed.prepare(interleaved=1)

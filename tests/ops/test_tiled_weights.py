@@ -272,3 +272,13 @@ def test_tiles_need_amx() -> None:
         pytest.raises(RuntimeError, match="tiled weights need the instruction set amx, got portable"),
     ):
         torch.ops.moe_ext.fused_experts(*arguments)
+
+
+@needs_amx
+def test_tiles_can_be_made_before_the_first_use() -> None:
+    inputs = make(20, 64, 64, 2, 2)
+    packed = moe_ext.PackedExperts(inputs["w_gate_up"], inputs["w_down"])
+    with pinned("amx"):
+        first = packed.prepare(interleaved=True).tiles(True)
+        assert packed.num_bytes == inputs["w_gate_up"].nbytes + inputs["w_down"].nbytes
+        assert packed.tiles(True)[0] is first[0]

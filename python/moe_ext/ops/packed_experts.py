@@ -74,6 +74,15 @@ class PackedExperts:
         """Copy again at the next use, whether or not anything has changed."""
         self._states = [None, None]
 
+    def prepare(self, *, interleaved: bool = False) -> PackedExperts:
+        """Make the copies now, not at the first use. interleaved: as for :func:`fused_experts`. Returns itself."""
+        _checks.is_bool("PackedExperts.prepare", "interleaved", interleaved)
+        if self.are_tiled:
+            self.tiles(interleaved)
+        else:
+            self.weights()
+        return self
+
     def weights(self) -> tuple[Tensor, Tensor]:
         """``w_gate_up`` and ``w_down``, neither transposed, contiguous along the inner dimension."""
         return self._rows(0), self._rows(1)
