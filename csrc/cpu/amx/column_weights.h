@@ -210,7 +210,7 @@ class ColumnWeightGemm {
         const TileRun q_run = TileRun::packed(q + panel * plan_.block_steps * kPanelStep);
         float* c = c_ + (j * halves_ + half) * kPanel;
         for (int64_t i = 0; i < job_.m; i += kPanel) {
-          multiply_tiles<2, 2>(p_run(i, block.k0), q_run, steps, c + i * kLdc, kLdc, block.k0 > 0, ahead);
+          multiply_tiles<2>(p_run(i, block.k0), q_run, steps, c + i * kLdc, kLdc, block.k0 > 0, ahead);
         }
       }
     }

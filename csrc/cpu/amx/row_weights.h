@@ -2,7 +2,7 @@
 //
 // B's rows are P where they lie in memory, 32 at a time, so a weight is neither transposed nor copied; A's rows are
 // turned into Q once per job, and the result comes out turned. While 32 rows of B are multiplied the next 32 are
-// fetched into the L2 cache, line by line from each: as many streams of memory as there are rows.
+// fetched into the L2 cache.
 #pragma once
 
 #include "cpu/amx/pack.h"

@@ -54,9 +54,9 @@ struct NoShadow {
   void step() const {}
 };
 
-// D[16 * kRows, 16 * kColumns] (+)= P Q. Tile products leave most of the core idle: shadow.step() is what else to do in
-// each step, such as fetching what comes next.
-template <int kRows, int kColumns, class Shadow>
+// D[32, 16 * kColumns] (+)= P Q. Tile products leave most of the core idle: shadow.step() is what else to do in each
+// step, such as fetching what comes next.
+template <int kColumns, class Shadow>
 MOE_INLINE void multiply_tiles(const TileRun& p, const TileRun& q, int64_t steps, float* d, int64_t ldd,
                                bool accumulate, Shadow& shadow) {
   const int64_t d_bytes = ldd * sizeof(float);
@@ -65,13 +65,13 @@ MOE_INLINE void multiply_tiles(const TileRun& p, const TileRun& q, int64_t steps
   if (accumulate) {
     _tile_loadd(0, d, d_bytes);
     if constexpr (kColumns > 1) _tile_loadd(1, d + kTileSide, d_bytes);
-    if constexpr (kRows > 1) _tile_loadd(2, lower, d_bytes);
-    if constexpr (kRows > 1 && kColumns > 1) _tile_loadd(3, lower + kTileSide, d_bytes);
+    _tile_loadd(2, lower, d_bytes);
+    if constexpr (kColumns > 1) _tile_loadd(3, lower + kTileSide, d_bytes);
   } else {
     _tile_zero(0);
     if constexpr (kColumns > 1) _tile_zero(1);
-    if constexpr (kRows > 1) _tile_zero(2);
-    if constexpr (kRows > 1 && kColumns > 1) _tile_zero(3);
+    _tile_zero(2);
+    if constexpr (kColumns > 1) _tile_zero(3);
   }
   const char *p_at = p.data, *q_at = q.data;
   for (int64_t step = 0; step < steps; ++step) {
@@ -82,19 +82,17 @@ MOE_INLINE void multiply_tiles(const TileRun& p, const TileRun& q, int64_t steps
       _tile_loadd(7, q_at + q.second, q.row);
       _tile_dpbf16ps(1, 4, 7);
     }
-    if constexpr (kRows > 1) {
-      _tile_loadd(5, p_at + p.second, p.row);
-      _tile_dpbf16ps(2, 5, 6);
-      if constexpr (kColumns > 1) _tile_dpbf16ps(3, 5, 7);
-    }
+    _tile_loadd(5, p_at + p.second, p.row);
+    _tile_dpbf16ps(2, 5, 6);
+    if constexpr (kColumns > 1) _tile_dpbf16ps(3, 5, 7);
     p_at += p.step;
     q_at += q.step;
     shadow.step();
   }
   _tile_stored(0, d, d_bytes);
   if constexpr (kColumns > 1) _tile_stored(1, d + kTileSide, d_bytes);
-  if constexpr (kRows > 1) _tile_stored(2, lower, d_bytes);
-  if constexpr (kRows > 1 && kColumns > 1) _tile_stored(3, lower + kTileSide, d_bytes);
+  _tile_stored(2, lower, d_bytes);
+  if constexpr (kColumns > 1) _tile_stored(3, lower + kTileSide, d_bytes);
   tiles_touch_memory();
 }
 
@@ -102,9 +100,9 @@ template <class Shadow>
 MOE_INLINE void multiply_tiles(int64_t columns, const TileRun& p, const TileRun& q, int64_t steps, float* d,
                                int64_t ldd, bool accumulate, Shadow& shadow) {
   if (columns > kTileSide) {
-    multiply_tiles<2, 2>(p, q, steps, d, ldd, accumulate, shadow);
+    multiply_tiles<2>(p, q, steps, d, ldd, accumulate, shadow);
   } else {
-    multiply_tiles<2, 1>(p, q, steps, d, ldd, accumulate, shadow);
+    multiply_tiles<1>(p, q, steps, d, ldd, accumulate, shadow);
   }
 }
 

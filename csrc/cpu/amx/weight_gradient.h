@@ -89,8 +89,8 @@ class WeightGradientGemm {
 
   void multiply(int64_t i, int64_t j0, int64_t j) {
     float* c = c_[turn_ ^= 1];
-    multiply_tiles<2, 2>(TileRun::packed(p_ + i / kPanel * steps_ * kPanelStep), TileRun::packed(q_panel(j)), steps_, c,
-                         kPanel, false, finish_);
+    multiply_tiles<2>(TileRun::packed(p_ + i / kPanel * steps_ * kPanelStep), TileRun::packed(q_panel(j)), steps_, c,
+                      kPanel, false, finish_);
     finish_.rest();
     const EpilogueParams& p = *job_.params;
     finish_.c = c;
