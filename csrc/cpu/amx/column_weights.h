@@ -32,7 +32,9 @@ class ColumnWeightGemm {
         a_(job.a),
         b_(job.b),
         halves_(job.pair_offset ? 2 : 1),
-        group_columns_(kBlockColumns / halves_) {
+        group_columns_(kBlockColumns / halves_),
+        direct_tiles_(loads_rows_directly(job) ? job.m / kPanel * 2 : 0),
+        turns_(direct_tiles_ / 2 + turns_of(tiles_of(job.m) - direct_tiles_)) {
     p_ = static_cast<char*>(scratch);
     blocks_[0] = p_ + plan_.p_bytes;
     blocks_[1] = blocks_[0] + plan_.block_bytes;
@@ -41,9 +43,7 @@ class ColumnWeightGemm {
 
   void run() {
     begin_tiles();
-    for (int64_t i = 0; i < job_.m; i += kPanel) {
-      if (!is_direct(i)) copy_rows(a_, i, smaller(kPanel, job_.m - i), 0, job_.k, p_panel(i));
-    }
+    pack_rows(a_, direct_tiles_ * kTileSide, job_.m, job_.k, p_);
     num_blocks_ = (job_.n + group_columns_ - 1) / group_columns_ * plan_.k_blocks;
     for (int64_t index = 0; index < num_blocks_; ++index) {
       multiply(index);
@@ -68,9 +68,9 @@ class ColumnWeightGemm {
       k_blocks = (job.k + kBlockK - 1) / kBlockK;
       block_steps = (steps + k_blocks - 1) / k_blocks;
       k_blocks = (steps + block_steps - 1) / block_steps;
-      p_bytes = (loads_rows_directly(job) ? 1 : panels_of(job.m)) * steps * kPanelStep;
+      p_bytes = (loads_rows_directly(job) ? 2 : tiles_of(job.m)) * steps * kTile;
       block_bytes = block_steps * kPanelStep * (kBlockColumns / kPanel);
-      c_bytes = panels_of(job.m) * kPanel * kLdc * static_cast<int64_t>(sizeof(float));
+      c_bytes = tiles_of(job.m) * kTileSide * kLdc * static_cast<int64_t>(sizeof(float));
     }
     int64_t bytes() const { return p_bytes + 2 * block_bytes + c_bytes; }
   };
@@ -99,7 +99,7 @@ class ColumnWeightGemm {
         _mm_prefetch(fetch + row_bytes + i * 64, _MM_HINT_T1);
         char* line = to + i * panel_bytes;
         interleave_lines(_mm512_loadu_si512(from + i * 64), _mm512_loadu_si512(from + row_bytes + i * 64), line,
-                         line + kTile);
+                         line + panel_bytes / 2);
       }
       from += kPanels * 64;
       fetch += kPanels * 64;
@@ -110,7 +110,7 @@ class ColumnWeightGemm {
       from += 2 * row_bytes - kBlockPanels * 64;
       fetch += 2 * row_bytes - kBlockPanels * 64;
       to += 64 - kBlockPanels * panel_bytes;
-      if (++pair % kTileSide == 0) to += kTile;
+      ++pair;
     }
   };
   template <int kPanels>
@@ -140,9 +140,9 @@ class ColumnWeightGemm {
         const int64_t offset = pair * 2 * row_bytes + half * half_bytes + column;
         _mm_prefetch(fetch + offset, _MM_HINT_T1);
         _mm_prefetch(fetch + offset + row_bytes, _MM_HINT_T1);
-        char* line = to + panel * panel_bytes + pair / 16 * kPanelStep + pair % 16 * 64;
+        char* line = to + panel * panel_bytes + pair * 64;
         interleave_lines(_mm512_loadu_si512(from + offset), _mm512_loadu_si512(from + offset + row_bytes), line,
-                         line + kTile);
+                         line + panel_bytes / 2);
         if (++panel == panels) {
           panel = 0;
           ++pair;
@@ -159,14 +159,11 @@ class ColumnWeightGemm {
   bool is_whole(const Block& block) const { return block.columns % kPanel == 0 && block.k % kStepK == 0; }
   const char* address(const Block& block) const { return reinterpret_cast<const char*>(b_.at(block.col0, block.k0)); }
 
-  // A panel of rows that tiles can be loaded from as it is.
-  bool is_direct(int64_t i) const { return loads_rows_directly(job_) && job_.m - i >= kPanel; }
-  char* p_panel(int64_t i) const {
-    return p_ + (loads_rows_directly(job_) ? 0 : i / kPanel) * plan_.steps * kPanelStep;
-  }
-  TileRun p_run(int64_t i, int64_t k0) const {
-    if (is_direct(i)) return TileRun::rows(a_.at(i, k0), a_.outer_stride * 2);
-    return TileRun::packed(p_panel(i) + k0 / kStepK * kPanelStep);
+  // Rows where they lie share few sets of the L1 cache: a tile loaded twice would have to come from the L2 cache again.
+  int64_t at_once(int64_t tile) const { return tile < direct_tiles_ ? 2 : tiles_at_once(tiles_of(job_.m) - tile); }
+  TileRun p_run(int64_t tile, int64_t k0) const {
+    if (tile < direct_tiles_) return TileRun::rows(a_.at(tile * kTileSide, k0), a_.outer_stride * 2);
+    return TileRun::tiles(p_ + ((tile - direct_tiles_) * plan_.steps + k0 / kStepK) * kTile, plan_.steps);
   }
 
   // Panels of a block stand in the order of all gates, all ups.
@@ -176,7 +173,7 @@ class ColumnWeightGemm {
       for (int64_t kk = 0; kk < block.k; ++kk) rows[kk] = b_.at(block.col0, block.k0 + kk) + half * job_.pair_offset;
       for (int64_t j = 0; j < block.columns; j += kPanel, ++panel) {
         interleave_columns(rows, block.k, j, smaller(kPanel, block.columns - j),
-                           to + panel * plan_.block_steps * kPanelStep);
+                           to + panel * plan_.block_steps * kPanelStep, plan_.block_steps);
       }
     }
   }
@@ -186,7 +183,7 @@ class ColumnWeightGemm {
     const int64_t steps = steps_of(block.k), panels = panels_of(block.columns);
     char* q = blocks_[index % 2];
     if (index != made_) make_block(block, q);
-    const Ahead ahead = look_ahead(index, steps * panels * halves_ * panels_of(job_.m));
+    const Ahead ahead = look_ahead(index, steps * panels * halves_ * turns_);
     if (halves_ > 1 || ahead.panels != kBlockPanels) {
       multiply(block, q, ahead);
     } else if (ahead.per_step <= 1) {
@@ -203,16 +200,21 @@ class ColumnWeightGemm {
   }
 
   template <class Shadow>
-  void multiply(const Block& block, const char* q, Shadow ahead) {
+  void multiply(const Block& block, const char* block_q, Shadow ahead) {
     const int64_t steps = steps_of(block.k), panels = panels_of(block.columns);
-    for (int64_t half = 0, panel = 0; half < halves_; ++half) {
-      for (int64_t j = 0; j < panels; ++j, ++panel) {
-        const TileRun q_run = TileRun::packed(q + panel * plan_.block_steps * kPanelStep);
-        float* c = c_ + (j * halves_ + half) * kPanel;
-        for (int64_t i = 0; i < job_.m; i += kPanel) {
-          multiply_tiles<2>(p_run(i, block.k0), q_run, steps, c + i * kLdc, kLdc, block.k0 > 0, ahead);
+    const int64_t panel_bytes = plan_.block_steps * kPanelStep;
+    for (int64_t tile = 0; tile < tiles_of(job_.m);) {
+      const int64_t count = at_once(tile);
+      const TileRun p = p_run(tile, block.k0);
+      with_tiles(count, [&]<int kTiles>() {
+        float* rows = c_ + tile * kTileSide * kLdc;
+        for (int64_t panel = 0; panel < halves_ * panels; ++panel) {
+          const TileRun q = TileRun::tiles(block_q + panel * panel_bytes, plan_.block_steps);
+          float* c = rows + (panel < panels ? panel * kPanel : group_columns_ + (panel - panels) * kPanel);
+          multiply_tiles<kTiles, 2>(p, q, steps, c, kLdc, block.k0 > 0, ahead);
         }
-      }
+      });
+      tile += count;
     }
     while (!ahead.done()) ahead.step();
   }
@@ -240,8 +242,8 @@ class ColumnWeightGemm {
     const int64_t width = halves_ == 2 || job_.epilogue != Epilogue::kStore ? kPanel : block.columns;
     for (int64_t j = 0; j < block.columns; j += width) {
       EpilogueBlock<float> result;
-      result.gate = c_ + j * halves_;
-      result.up = result.gate + kPanel;
+      result.gate = c_ + j;
+      result.up = result.gate + group_columns_;
       result.ld = kLdc;
       result.row0 = job_.row0;
       result.rows = job_.m;
@@ -254,7 +256,7 @@ class ColumnWeightGemm {
   const GemmJob& job_;
   const Plan plan_;
   const Source<bf16> a_, b_;
-  const int64_t halves_, group_columns_;
+  const int64_t halves_, group_columns_, direct_tiles_, turns_;
   int64_t num_blocks_ = 0, made_ = -1;
   char* p_;
   char* blocks_[2];

@@ -1,4 +1,4 @@
-// Puts bfloat16 operands into panels of tiles: [steps of k][two tiles of 1 KiB], zero where nothing is.
+// Puts bfloat16 operands into tiles of 1 KiB, zero where nothing is: tile by tile, each with all its steps of k.
 #pragma once
 
 #include "cpu/amx/tiles.h"
@@ -23,31 +23,18 @@ MOE_INLINE void interleave_lines(__m512i low, __m512i high, char* first, char* s
   _mm512_store_si512(second, _mm512_permutex2var_epi16(low, upper, high));
 }
 
-// P panel: 32 rows contiguous along k, `rows` of them there.
-static inline void copy_rows(const Source<bf16>& source, int64_t outer0, int64_t rows, int64_t k0, int64_t k,
-                             char* panel) {
-  for (int64_t r = 0; r < kPanel; ++r) {
-    char* line = panel + r * 64;
-    const char* from = r < rows ? reinterpret_cast<const char*>(source.at(outer0 + r, k0)) : nullptr;
-    for (int64_t kk = 0; kk < k; kk += kStepK, line += kPanelStep) {
-      const uint32_t mask = from ? mask_of(k - kk) : 0;
-      _mm512_store_si512(line, _mm512_maskz_loadu_epi16(mask, from + kk * 2));
-    }
-  }
-}
-
-// P panels of all `rows` rows. A panel of at most 16 rows has its second tiles left as they are.
-static inline void pack_rows(const Source<bf16>& source, int64_t rows, int64_t k, char* panels) {
+// P tiles of rows [row0, rows).
+static inline void pack_rows(const Source<bf16>& source, int64_t row0, int64_t rows, int64_t k, char* tiles) {
   // Rows are gathered, and no prefetcher foresees that.
   constexpr int64_t kRowsAhead = 3;
   const auto row_at = [&](int64_t row) {
     return row < rows ? reinterpret_cast<const char*>(source.at(row, 0)) : nullptr;
   };
-  const int64_t padded_rows = (rows + kTileSide - 1) / kTileSide * kTileSide;
-  for (int64_t row = 0; row < padded_rows; ++row) {
-    const char *from = row_at(row), *soon = row_at(row + kRowsAhead);
-    char* line = panels + row / kPanel * steps_of(k) * kPanelStep + row % kPanel * 64;
-    for (int64_t kk = 0; kk < k; kk += kStepK, line += kPanelStep) {
+  const int64_t padded_rows = tiles_of(rows - row0) * kTileSide;
+  for (int64_t r = 0; r < padded_rows; ++r) {
+    const char *from = row_at(row0 + r), *soon = row_at(row0 + r + kRowsAhead);
+    char* line = tiles + r / kTileSide * steps_of(k) * kTile + r % kTileSide * 64;
+    for (int64_t kk = 0; kk < k; kk += kStepK, line += kTile) {
       const uint32_t mask = from ? mask_of(k - kk) : 0;
       if (soon) _mm_prefetch(soon + kk * 2, _MM_HINT_T0);
       _mm512_store_si512(line, _mm512_maskz_loadu_epi16(mask, from + kk * 2));
@@ -55,9 +42,8 @@ static inline void pack_rows(const Source<bf16>& source, int64_t rows, int64_t k
   }
 }
 
-// Q panels: all `rows` rows transposed, so that a line holds a pair of k of 16 rows. A panel of at most 16 rows has its
-// second tiles left as they are.
-static inline void transpose_rows(const Source<bf16>& source, int64_t rows, int64_t k, char* panels) {
+// Q tiles of all `rows` rows, transposed, so that a line holds a pair of k of 16 rows.
+static inline void transpose_rows(const Source<bf16>& source, int64_t rows, int64_t k, char* tiles) {
   // Rows are gathered, and no prefetcher foresees that: some steps ahead of their use, and then the rows that follow.
   constexpr int64_t kAhead = 8 * kStepK;
   alignas(64) static constexpr char zeros[64] = {};
@@ -68,14 +54,13 @@ static inline void transpose_rows(const Source<bf16>& source, int64_t rows, int6
       found[r] = row0 + r < rows ? reinterpret_cast<const char*>(source.at(row0 + r, 0)) : nullptr;
     }
   };
-  const int64_t tiles = (rows + kTileSide - 1) / kTileSide;
   find_rows(0, from + kTileSide);
-  for (int64_t tile = 0; tile < tiles; ++tile) {
+  for (int64_t tile = 0; tile < tiles_of(rows); ++tile) {
     memcpy(from, from + kTileSide, sizeof(from) / 2);
     find_rows((tile + 1) * kTileSide, from + kTileSide);
     const float* lines[kTileSide];
-    char* target = panels + tile / 2 * steps_of(k) * kPanelStep + tile % 2 * kTile;
-    for (int64_t kk = 0; kk < k; kk += kStepK, target += kPanelStep) {
+    char* target = tiles + tile * steps_of(k) * kTile;
+    for (int64_t kk = 0; kk < k; kk += kStepK, target += kTile) {
       const bool whole = k - kk >= kStepK, wraps = kk + kAhead >= k;
       const char* const* soon = wraps ? from + kTileSide : from;
       const int64_t soon_at = kk + kAhead - (wraps ? steps_of(k) * kStepK : 0);
@@ -93,29 +78,29 @@ static inline void transpose_rows(const Source<bf16>& source, int64_t rows, int6
   }
 }
 
-// Q panel from `k` rows that are contiguous along the columns, `columns` of them there: two rows become 16 pairs and 16
-// pairs.
-static inline void interleave_columns(const bf16* const* rows, int64_t k, int64_t column0, int64_t columns,
-                                      char* panel) {
+// Two Q tiles from `k` rows that are contiguous along the columns, `columns` of them there: two rows become 16 pairs
+// and 16 pairs. steps: how many a tile has room for.
+static inline void interleave_columns(const bf16* const* rows, int64_t k, int64_t column0, int64_t columns, char* tiles,
+                                      int64_t steps) {
   const uint32_t mask = mask_of(columns);
-  for (int64_t kk = 0; kk < steps_of(k) * kStepK; kk += 2) {
+  for (int64_t kk = 0; kk < steps_of(k) * kStepK; kk += 2, tiles += 64) {
     const __m512i zero = _mm512_setzero_si512();
     const __m512i low = kk < k ? _mm512_maskz_loadu_epi16(mask, rows[kk] + column0) : zero;
     const __m512i high = kk + 1 < k ? _mm512_maskz_loadu_epi16(mask, rows[kk + 1] + column0) : zero;
-    char* line = panel + kk / kStepK * kPanelStep + kk % kStepK / 2 * 64;
-    interleave_lines(low, high, line, line + kTile);
+    interleave_lines(low, high, tiles, tiles + steps * kTile);
   }
 }
 
-// P panel from the same: interleaved, then transposed.
+// Two P tiles from the same: interleaved, then transposed.
 static inline void transpose_columns(const bf16* const* rows, int64_t k, int64_t column0, int64_t columns,
-                                     char* panel) {
-  alignas(64) char pairs[kPanelStep];
-  for (int64_t kk = 0; kk < k; kk += kStepK, panel += kPanelStep) {
-    interleave_columns(rows + kk, smaller(k - kk, kStepK), column0, columns, pairs);
+                                     char* tiles) {
+  const int64_t tile_bytes = steps_of(k) * kTile;
+  alignas(64) char pairs[2 * kTile];
+  for (int64_t kk = 0; kk < k; kk += kStepK, tiles += kTile) {
+    interleave_columns(rows + kk, smaller(k - kk, kStepK), column0, columns, pairs, 1);
     for (int64_t tile = 0; tile < 2; ++tile) {
       transpose16(reinterpret_cast<const float*>(pairs + tile * kTile), kTileSide,
-                  reinterpret_cast<float*>(panel + tile * kTile), kTileSide);
+                  reinterpret_cast<float*>(tiles + tile * tile_bytes), kTileSide);
     }
   }
 }

@@ -21,7 +21,7 @@ class RowWeightGemm {
   }
 
   static int64_t scratch_bytes(int64_t m, int64_t k) {
-    return (panels_of(m) + 1) * steps_of(k) * kPanelStep +
+    return (tiles_of(m) * kTile + kPanelStep) * steps_of(k) +
            3 * kPanel * c_stride(m) * static_cast<int64_t>(sizeof(float));
   }
 
@@ -34,7 +34,7 @@ class RowWeightGemm {
         num_panels_(panels_of(job.n) * halves_),
         ldc_(c_stride(job.m)),
         q_(static_cast<char*>(scratch)),
-        copied_(q_ + panels_of(job.m) * steps_ * kPanelStep),
+        copied_(q_ + tiles_of(job.m) * steps_ * kTile),
         c_(reinterpret_cast<float*>(copied_ + steps_ * kPanelStep)) {}
 
   void run() {
@@ -79,9 +79,8 @@ class RowWeightGemm {
     static constexpr int64_t kAtOnce = 4;
   };
 
-  // No power of two, or all lines of c would share one set of the L1 cache.
-  static constexpr int64_t c_stride(int64_t m) { return panels_of(m) * kPanel + kTileSide; }
-  char* q_panel(int64_t row) const { return q_ + row / kPanel * steps_ * kPanelStep; }
+  // An odd number of lines, or all of c would share few sets of the L1 cache.
+  static constexpr int64_t c_stride(int64_t m) { return (tiles_of(m) | 1) * kTileSide; }
 
   Panel panel_at(int64_t index) const {
     const int64_t row = index / halves_ * kPanel;
@@ -94,17 +93,23 @@ class RowWeightGemm {
     const Panel panel = panel_at(index);
     TileRun p = TileRun::rows(panel.data(), b_.outer_stride * 2);
     if (panel.rows < kPanel || job_.k % kStepK) {
-      copy_rows(panel.source, panel.row, panel.rows, 0, job_.k, copied_);
-      p = TileRun::packed(copied_);
+      pack_rows(panel.source, panel.row, panel.row + panel.rows, job_.k, copied_);
+      p = TileRun::tiles(copied_, steps_);
     }
     Fetch fetch = {static_cast<const char*>(job_.next_b), b_.outer_stride * 2, 0, 0};
     if (index + 1 < num_panels_) fetch.panel = panel_at(index + 1).data();
     // The last panel of an expert may have fewer rows: what lies behind them is fetched for nothing.
     if (fetch.panel) fetch.row_lines = steps_;
-    fetch.lines_per_step = ((kPanel - 1) / panels_of(job_.m) / Fetch::kAtOnce + 1) * Fetch::kAtOnce;
+    const int64_t tiles = tiles_of(job_.m);
+    fetch.lines_per_step = ((kPanel - 1) / turns_of(tiles) / Fetch::kAtOnce + 1) * Fetch::kAtOnce;
     float* c = c_ + index % halves_ * kPanel * ldc_;
-    for (int64_t i = 0; i < job_.m; i += kPanel) {
-      multiply_tiles(job_.m - i, p, TileRun::packed(q_panel(i)), steps_, c + i, ldc_, false, fetch);
+    for (int64_t tile = 0; tile < tiles;) {
+      const int64_t count = tiles_at_once(tiles - tile);
+      with_tiles(count, [&]<int kTiles>() {
+        const TileRun q = TileRun::tiles(q_ + tile * steps_ * kTile, steps_);
+        multiply_tiles<2, kTiles>(p, q, steps_, c + tile * kTileSide, ldc_, false, fetch);
+      });
+      tile += count;
     }
   }
 

@@ -1,7 +1,7 @@
 // A job whose B, an expert's weight, was tiled beforehand (moe/tiled_weights.h): panels of 32 columns that are Q as
 // they lie, gate before up.
 //
-// A's rows are copied to panels of P, once per job. 32 rows by 32 columns (of gate and of up) are finished at a time;
+// A's rows are copied to tiles of P, once per job. 48 rows by 32 columns (of gate and of up) are finished at a time;
 // while they are multiplied, those before them go through the epilogue and the next panels are fetched from memory.
 #pragma once
 
@@ -14,7 +14,7 @@ class TiledWeightGemm {
  public:
   static bool takes(const GemmJob& job) { return job.b.is_tiled; }
 
-  static int64_t scratch_bytes(int64_t m, int64_t k) { return panels_of(m) * steps_of(k) * kPanelStep; }
+  static int64_t scratch_bytes(int64_t m, int64_t k) { return tiles_of(m) * steps_of(k) * kTile; }
 
   TiledWeightGemm(const GemmJob& job, void* scratch)
       : job_(job),
@@ -27,20 +27,19 @@ class TiledWeightGemm {
 
   void run() {
     begin_tiles();
-    pack_rows(a_, job_.m, job_.k, p_);
+    pack_rows(a_, 0, job_.m, job_.k, p_);
     const char* group = static_cast<const char*>(job_.b.data);
     const int64_t group_bytes = halves_ * panel_bytes_;
     for (int64_t j = 0; j < job_.n; j += kPanel, group += group_bytes) {
       next_ = j + kPanel < job_.n ? group + group_bytes : static_cast<const char*>(job_.next_b);
-      for (int64_t i = 0; i < job_.m; i += kPanel) {
-        const int64_t rows = smaller(kPanel, job_.m - i);
-        if (rows > kTileSide) {
-          multiply<2>(group, i);
-        } else {
-          multiply<1>(group, i);
-        }
+      int64_t turn = 0;
+      for (int64_t tile = 0; tile < tiles_of(job_.m); ++turn) {
+        const int64_t count = tiles_at_once(tiles_of(job_.m) - tile);
+        with_tiles(count, [&]<int kTiles>() { multiply<kTiles>(group, tile, turn); });
         finish_.rest();
-        finish_.begin(sums_[turn_], i, rows, j);
+        const int64_t i = tile * kTileSide;
+        finish_.begin(sums_[which_], i, smaller(count * kTileSide, job_.m - i), j);
+        tile += count;
       }
     }
     finish_.rest();
@@ -51,14 +50,14 @@ class TiledWeightGemm {
  private:
   static constexpr int64_t kPanelLines = kPanelStep / 64;  // of a step
 
-  // How many lines of the next group to fetch in each step, while this one is multiplied with panels of rows in turn.
-  static constexpr int64_t lines_of_step(int64_t panels, int64_t panel) {
-    const int64_t lines = panels >= 8 ? 4 : panels >= 4 ? 8 : panels == 3 ? (panel < 2 ? 12 : 8) : 16;
-    return panel * lines < kPanelLines ? lines : 0;
+  // How many lines of the next group to fetch in each step, while this one is multiplied with the rows in turns.
+  static constexpr int64_t lines_of_step(int64_t turns, int64_t turn) {
+    const int64_t lines = turns >= 8 ? 4 : turns >= 4 ? 8 : turns == 3 ? (turn < 2 ? 12 : 8) : 16;
+    return turn * lines < kPanelLines ? lines : 0;
   }
 
-  // 32 by 32 sums, of gate and of up, on their way to the result: row by row in the shadow of the product that follows
-  // where that is all there is to do, else at once.
+  // Sums of up to 48 rows by 32 columns, of gate and of up, on their way to the result: row by row in the shadow of the
+  // product that follows where that is all there is to do, else at once.
   class Finish {
    public:
     explicit Finish(const GemmJob& job) : job_(job), is_plain_(plain(job)) {}
@@ -70,7 +69,7 @@ class TiledWeightGemm {
       if (!is_plain_) {
         EpilogueBlock<float> block = {};
         block.gate = const_cast<float*>(sums);
-        block.up = block.gate + kPanel * kPanel;
+        block.up = block.gate + kUp;
         block.ld = kPanel;
         block.row0 = job_.row0 + row;
         block.rows = rows;
@@ -89,7 +88,7 @@ class TiledWeightGemm {
 
     __attribute__((always_inline)) void row() {
       if (activates_) {
-        const float* up = sums_ + kPanel * kPanel;
+        const float* up = sums_ + kUp;
         const __m512 low = fast_swiglu(_mm512_load_ps(sums_), _mm512_load_ps(up));
         const __m512 high = fast_swiglu(_mm512_load_ps(sums_ + kTileSide), _mm512_load_ps(up + kTileSide));
         WideLine{low, high}.store(~0u, out_, streams_);
@@ -154,85 +153,66 @@ class TiledWeightGemm {
     }
   };
 
-  template <int kRows>
-  void multiply(const char* group, int64_t i) {
-    const int64_t panels = panels_of(job_.m), panel = i / kPanel;
-    if (panel == 0) fetch_ = next_;
+  template <int kTiles>
+  void multiply(const char* group, int64_t tile, int64_t turn) {
+    const int64_t turns = turns_of(tiles_of(job_.m));
+    if (turn == 0) fetch_ = next_;
     const bool is_last = next_ == job_.next_b;
-    turn_ ^= 1;
+    which_ ^= 1;
     for (int64_t half = 0; half < halves_; ++half) {
-      const Product product = {p_ + panel * panel_bytes_, group + half * panel_bytes_,
-                               sums_[turn_] + half * kPanel * kPanel};
-      if (panels == 1) {
+      const Product product = {TileRun::tiles(p_ + tile * steps_ * kTile, steps_),
+                               TileRun::panel(group + half * panel_bytes_), sums_[which_] + half * kUp};
+      if (turns == 1) {
         const bool ends = is_last && half == halves_ - 1;
-        const int64_t turn = smaller(steps_, FetchAhead::kLead);
-        run<kRows>(product, FetchAhead{product.q + turn * kPanelStep, next_ && ends ? next_ : product.q,
-                                       ends ? steps_ - turn : steps_});
+        const int64_t lead = smaller(steps_, FetchAhead::kLead);
+        run<kTiles>(product, FetchAhead{product.q.data + lead * kPanelStep, next_ && ends ? next_ : product.q.data,
+                                        ends ? steps_ - lead : steps_});
         continue;
       }
-      const int64_t lines = fetch_ ? lines_of_step(panels, panel) : 0;
+      const int64_t lines = fetch_ ? lines_of_step(turns, turn) : 0;
       if (lines == 0) {
-        run<kRows>(product, NoShadow{});
+        run<kTiles>(product, NoShadow{});
       } else if (lines == 4) {
-        run<kRows>(product, FetchGroup<1>{fetch_, quarter()});
+        run<kTiles>(product, FetchGroup<1>{fetch_, quarter()});
       } else if (lines == 8) {
-        run<kRows>(product, FetchGroup<2>{fetch_, quarter()});
+        run<kTiles>(product, FetchGroup<2>{fetch_, quarter()});
       } else if (lines == 12) {
-        run<kRows>(product, FetchGroup<3>{fetch_, quarter()});
+        run<kTiles>(product, FetchGroup<3>{fetch_, quarter()});
       } else {
-        run<kRows>(product, FetchGroup<4>{fetch_, quarter()});
+        run<kTiles>(product, FetchGroup<4>{fetch_, quarter()});
       }
     }
   }
   int64_t quarter() const { return halves_ * panel_bytes_ / 4; }
 
   struct Product {
-    const char* p;
-    const char* q;
+    TileRun p, q;
     float* d;
   };
 
-  template <int kRows, class Fetch>
+  template <int kTiles, class Fetch>
   __attribute__((noinline)) void run(Product x, Fetch fetch) {
-    constexpr int64_t kBytes = kPanel * sizeof(float);
+    using Sums = TileSums<kTiles, 2>;
     tiles_touch_memory();
-    _tile_zero(0);
-    _tile_zero(1);
-    if constexpr (kRows > 1) _tile_zero(2);
-    if constexpr (kRows > 1) _tile_zero(3);
+    Sums::zero();
     const int64_t finishing = smaller(steps_, finish_.rows_left());
     int64_t step = 0;
-    for (; step < finishing; ++step, x.p += kPanelStep, x.q += kPanelStep) {
-      tile_step<kRows>(x.p, x.q);
+    for (; step < finishing; ++step, x.p.data += kTile, x.q.data += kPanelStep) {
+      Sums::add(x.p, x.q);
       fetch.step();
       finish_.row();
     }
-    for (; step < steps_; ++step, x.p += kPanelStep, x.q += kPanelStep) {
-      tile_step<kRows>(x.p, x.q);
+    for (; step < steps_; ++step, x.p.data += kTile, x.q.data += kPanelStep) {
+      Sums::add(x.p, x.q);
       fetch.step();
     }
-    _tile_stored(0, x.d, kBytes);
-    _tile_stored(1, x.d + kTileSide, kBytes);
-    if constexpr (kRows > 1) _tile_stored(2, x.d + kTileSide * kPanel, kBytes);
-    if constexpr (kRows > 1) _tile_stored(3, x.d + kTileSide * kPanel + kTileSide, kBytes);
+    Sums::store(x.d, kPanel);
     tiles_touch_memory();
   }
 
-  template <int kRows>
-  __attribute__((always_inline)) static void tile_step(const char* p, const char* q) {
-    _tile_loadd(4, p, 64);
-    _tile_loadd(6, q, 64);
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_loadd(7, q + kTile, 64);
-    _tile_dpbf16ps(1, 4, 7);
-    if constexpr (kRows > 1) {
-      _tile_loadd(5, p + kTile, 64);
-      _tile_dpbf16ps(2, 5, 6);
-      _tile_dpbf16ps(3, 5, 7);
-    }
-  }
-  alignas(64) float sums_[2][2 * kPanel * kPanel];
-  int turn_ = 0;
+  static constexpr int64_t kUp = kMostTiles * kTileSide * kPanel;  // where the sums of up begin
+  alignas(64) float sums_[2][2 * kUp];
+  int which_ = 0;
   const GemmJob& job_;
   const Source<bf16> a_;
   const int64_t halves_, steps_, panel_bytes_;

@@ -1,6 +1,7 @@
 // A job that sums over rows: the weight gradients. Both operands are contiguous across the sum, A becomes P and B
 // becomes Q, whole, and each 32 by 32 elements of the result are finished at once: a weight gradient is as large as the
-// weights, written once and not read again, so nothing of it is kept in a cache.
+// weights, written once and not read again, so nothing of it is kept in a cache. Sums are short, and what sets the pace
+// is their way to memory: six tiles at once are no faster than four.
 #pragma once
 
 #include "cpu/amx/pack.h"
@@ -37,14 +38,14 @@ class WeightGradientGemm {
     const bf16* rows[kMaxRows];
     find_rows(job_.a, rows);
     for (int64_t i = 0; i < job_.m; i += kPanel) {
-      transpose_columns(rows, job_.k, i, smaller(kPanel, job_.m - i), p_ + i / kPanel * steps_ * kPanelStep);
+      transpose_columns(rows, job_.k, i, smaller(kPanel, job_.m - i), p_panel(i));
     }
     find_rows(job_.b, rows);
     const int64_t block_columns = q_panels(job_.k) * kPanel;
     for (int64_t j0 = 0; j0 < job_.n; j0 += block_columns) {
       const int64_t columns = smaller(job_.n - j0, block_columns);
       for (int64_t j = 0; j < columns; j += kPanel) {
-        interleave_columns(rows, job_.k, j0 + j, smaller(kPanel, columns - j), q_panel(j));
+        interleave_columns(rows, job_.k, j0 + j, smaller(kPanel, columns - j), q_panel(j), steps_);
       }
       for (int64_t i = 0; i < job_.m; i += kPanel) {
         for (int64_t j = 0; j < columns; j += kPanel) multiply(i, j0, j);
@@ -63,6 +64,7 @@ class WeightGradientGemm {
     const Source<bf16> source(operand);
     for (int64_t kk = 0; kk < job_.k; ++kk) rows[kk] = source.at(0, kk);
   }
+  char* p_panel(int64_t i) const { return p_ + i / kPanel * steps_ * kPanelStep; }
   char* q_panel(int64_t j) const { return q_ + j / kPanel * steps_ * kPanelStep; }
 
   // 32 by 32 sums on their way to the result, some rows in each step of the product that follows them.
@@ -89,8 +91,8 @@ class WeightGradientGemm {
 
   void multiply(int64_t i, int64_t j0, int64_t j) {
     float* c = c_[turn_ ^= 1];
-    multiply_tiles<2>(TileRun::packed(p_ + i / kPanel * steps_ * kPanelStep), TileRun::packed(q_panel(j)), steps_, c,
-                      kPanel, false, finish_);
+    multiply_tiles<2, 2>(TileRun::tiles(p_panel(i), steps_), TileRun::tiles(q_panel(j), steps_), steps_, c, kPanel,
+                         false, finish_);
     finish_.rest();
     const EpilogueParams& p = *job_.params;
     finish_.c = c;
