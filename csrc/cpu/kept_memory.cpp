@@ -1,6 +1,5 @@
 #include "cpu/kept_memory.h"
 
-#include <algorithm>
 #include <charconv>
 #include <cstdlib>
 #include <mutex>
@@ -23,10 +22,7 @@ constexpr int64_t kHugePage = int64_t{2} << 20;
 
 #ifdef __linux__
 
-int64_t default_limit() {
-  constexpr int64_t kMost = int64_t{2} << 30;
-  return std::min<int64_t>(kMost, int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGESIZE) / 4);
-}
+int64_t default_limit() { return int64_t{sysconf(_SC_PHYS_PAGES)} * sysconf(_SC_PAGESIZE) / 4; }
 
 // Not malloc's memory: of that nobody knows when it goes back to the system.
 void* map_pages(int64_t bytes) {

@@ -2,8 +2,8 @@
 // page with zeros, and for the weight gradients of all experts that takes as long as computing them.
 //
 // While nobody holds a block the system may take its pages if it runs short (MADV_FREE), so what is kept is never the
-// reason for which a process is killed. MOE_EXT_KEPT_MEMORY says how many bytes are kept so, 0 none; by default 2 GiB,
-// but no more than a quarter of the machine's memory. Linux only: elsewhere there are no blocks.
+// reason for which a process is killed. MOE_EXT_KEPT_MEMORY says how many bytes are kept so, 0 none; by default a
+// quarter of the machine's memory. Linux only: elsewhere there are no blocks.
 #pragma once
 
 #include <cstdint>
