@@ -122,6 +122,11 @@ PYBIND11_MODULE(_C, m) {
       "Name of the instruction set in use.");
   m.def("set_cpu_isa", &set_cpu_isa, pybind11::arg("name"),
         "Uses another instruction set from now on, in all threads. Raises ValueError if it is not available.");
+  m.def("cpu_reads_side_by_side", &moe::cpu::reads_side_by_side,
+        "Whether kernels read several rows of a weight side by side, as suits Intel's processors, or one after the "
+        "other.");
+  m.def("set_cpu_reads_side_by_side", &moe::cpu::set_reads_side_by_side, pybind11::arg("side_by_side"),
+        "Has kernels read that way from now on, in all threads. No result depends on it.");
   m.def(
       "int8_kernels", [] { return std::string(moe::cpu::int8_kernels_name()); },
       "Name of the kernels for int8 weights in use: an instruction set, or avx512vnni.");

@@ -77,19 +77,26 @@ bool machine_has(Isa isa) {
   return false;
 }
 
-// Intel's cores multiply pairs of bfloat16 at half the rate at which they multiply and add floats, so bfloat16 that is
-// widened while it is packed is faster there. AMD's take pairs at full rate.
-bool pairs_are_fast() {
+bool is_intel() {
   __builtin_cpu_init();
-  return !__builtin_cpu_is("intel");
+  return __builtin_cpu_is("intel");
 }
 
 #else
 
 bool machine_has(Isa isa) { return isa == Isa::kPortable; }
-bool pairs_are_fast() { return true; }
+bool is_intel() { return false; }
 
 #endif
+
+// Intel's cores multiply pairs of bfloat16 at half the rate at which they multiply and add floats, so bfloat16 that is
+// widened while it is packed is faster there. AMD's take pairs at full rate.
+bool pairs_are_fast() { return !is_intel(); }
+
+std::atomic<bool>& side_by_side() {
+  static std::atomic<bool> instance = is_intel();
+  return instance;
+}
 
 // Null for what this build lacks.
 const KernelTable* table_of(Isa isa) {
@@ -177,6 +184,10 @@ bool set_current_isa(Isa isa) {
   choice().current.store(isa, std::memory_order_relaxed);
   return true;
 }
+
+bool reads_side_by_side() { return side_by_side().load(std::memory_order_relaxed); }
+
+void set_reads_side_by_side(bool value) { side_by_side().store(value, std::memory_order_relaxed); }
 
 const char* isa_environment_error() {
   const std::string& error = choice().error;

@@ -23,6 +23,10 @@ bool isa_available(Isa isa);
 Isa current_isa();
 // False, and nothing changes, when the ISA is not available.
 bool set_current_isa(Isa isa);
+// How this processor reads rows of a matrix fastest: Intel's side by side, each fetched some lines ahead; others one
+// after the other, their own prefetchers ahead. Both ways give the same bits, so that it may change at any time.
+bool reads_side_by_side();
+void set_reads_side_by_side(bool side_by_side);
 // Why MOE_EXT_CPU_ISA could not be followed, or null.
 const char* isa_environment_error();
 

@@ -96,6 +96,25 @@ def test_bits_do_not_depend_on_how_weights_are_stored(isa, sizes):
 
 
 @pytest.mark.parametrize("isa", _C.cpu_isas_available())
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("sizes", [(300, 130), (16, 32), (65, 7), (1, 1), (700, 33)], ids=str)
+def test_bits_do_not_depend_on_how_weights_are_read(isa, dtype, sizes):
+    """One row after the other is what other processors than Intel's do."""
+    tensors = _experts([1, 4, 5, 2, 0, 3], *sizes, gated=True)
+    tensors |= {name: torch.randn_like(tensors[name]) for name in ("x", "w_gate_up", "w_down")}
+    tensors = {name: t if name.startswith("topk") else t.to(dtype) for name, t in tensors.items()}
+    usual = _C.cpu_reads_side_by_side()
+    try:
+        with pinned(isa):
+            _C.set_cpu_reads_side_by_side(not usual)
+            other = moe_ext.fused_experts(**tensors)
+            _C.set_cpu_reads_side_by_side(usual)
+            assert_same_bits(moe_ext.fused_experts(**tensors), other, "y")
+    finally:
+        _C.set_cpu_reads_side_by_side(usual)
+
+
+@pytest.mark.parametrize("isa", _C.cpu_isas_available())
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38], ids=str)
 def test_a_row_that_is_not_finite_spoils_no_other(isa, value):
     tensors = _experts([2, 4, 3], 200, 64, gated=True)

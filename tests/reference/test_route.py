@@ -142,12 +142,13 @@ def test_bias_and_choice_are_not_differentiated() -> None:
 
 
 def test_sqrtsoftplus_has_no_gradient_where_it_underflows() -> None:
-    logits = torch.tensor([[-1e4, -INF, -200.0, 1.0, 300.0]], requires_grad=True)
+    # 256 is a square: the roots of some processors' vector libraries are not rounded to the nearest float.
+    logits = torch.tensor([[-1e4, -INF, -200.0, 1.0, 256.0]], requires_grad=True)
     weights, _ = route(logits, 5, score="sqrtsoftplus")
     weights.sum().backward()
-    close(weights.detach(), [[300**0.5, 1.3132616875**0.5, 0, 0, 0]], 1e-6)
+    close(weights.detach(), [[16, 1.3132616875**0.5, 0, 0, 0]], 1e-6)
     assert logits.grad is not None
-    close(logits.grad, [[0, 0, 0, 0.7310586 / (2 * 1.3132616875**0.5), 1 / (2 * 300**0.5)]], 1e-6)
+    close(logits.grad, [[0, 0, 0, 0.7310586 / (2 * 1.3132616875**0.5), 1 / (2 * 16)]], 1e-6)
 
 
 # ---- brute force

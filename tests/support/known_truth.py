@@ -46,7 +46,7 @@ def check_with_known_truth(
         same_dtype, truth = _truth(reference, problem, seed, tensors)
         draws.append((run_on(backend, function, tensors, seed=seed, **problem.options), same_dtype, truth))
         dtype = coarsest_dtype(tensors.values())
-        if torch.finfo(dtype).bits == 16:
+        if torch.finfo(dtype).bits <= 32:  # gradients of routing weights are some tens: more luck than float32's slack
             sizes = [value.numel() for value in same_dtype.values() if value.numel()]
             num_draws = (
                 min(MOST_DRAWS, -(-ENOUGH_VALUES // min(sizes)), max(1, MOST_VALUES // sum(sizes))) if sizes else 1

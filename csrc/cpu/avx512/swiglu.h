@@ -4,6 +4,7 @@
 
 #include <immintrin.h>
 
+#include "cpu/avx512/vector.h"
 #include "cpu/vectorized/epilogue.h"
 
 namespace moe::cpu::MOE_ISA {

@@ -2,6 +2,8 @@
 #define MOE_ISA avx512bf16
 #include "cpu/avx512/select.h"
 #include "cpu/avx512/stream.h"
+#include "cpu/avx512/swiglu.h"
+#include "cpu/avx512bf16/rounded.h"
 #include "cpu/avx512bf16/vector.h"
 #include "cpu/portable/vector.h"
 #include "cpu/vectorized/few_rows.h"
@@ -12,7 +14,7 @@ namespace moe::cpu {
 
 const KernelTable& avx512bf16_kernels() {
   using namespace avx512bf16;
-  using Float = FloatEngine<Avx512Vector, 8, 3, 48>;
+  using Float = FloatEngine<Avx512Vector, 8, 3, 48, true>;
   using Bf16 = PairEngine<Bf16PairVector, 8, 3>;
   using Double = FloatEngine<NativeVector<double>, 2, 4, 16>;
   static constexpr GemmKernel of_pairs = gemm_kernel<bf16, Bf16>();

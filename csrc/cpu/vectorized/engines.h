@@ -13,22 +13,26 @@ namespace moe::cpu::MOE_ISA {
 // there: the rounding error of one long chain of additions would grow with its length.
 //
 // A function of its own, and unrolled: inlined, the rows' addresses would not stay in registers.
-template <class Vector, int kRows, int kVectors, bool kKMajor>
+template <class Vector, int kRows, int kVectors, bool kKMajor, class Next>
 __attribute__((noinline)) static void multiply_panels(const typename Vector::Lane* p, int64_t ldp,
                                                       const typename Vector::Lane* q, int64_t k,
-                                                      typename Vector::Acc* d, int64_t ldd, bool accumulate) {
+                                                      typename Vector::Acc* d, int64_t ldd, bool accumulate,
+                                                      Next& next) {
   constexpr int kWidth = Vector::kWidth;
   Vector sums[kRows][kVectors];
+  for (int64_t k0 = 0, end; k0 < k; k0 = end) {
+    end = next.fetch(k0, k);
 #pragma GCC unroll 4
-  for (int64_t kk = 0; kk < k; ++kk) {
-    Vector columns[kVectors];
+    for (int64_t kk = k0; kk < end; ++kk) {
+      Vector columns[kVectors];
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) columns[v] = Vector::load(q + kk * kVectors * kWidth + v * kWidth);
+      for (int v = 0; v < kVectors; ++v) columns[v] = Vector::load(q + kk * kVectors * kWidth + v * kWidth);
 #pragma GCC unroll 16
-    for (int i = 0; i < kRows; ++i) {
-      const Vector row = Vector::broadcast(kKMajor ? p + kk * kRows + i : p + i * ldp + kk);
+      for (int i = 0; i < kRows; ++i) {
+        const Vector row = Vector::broadcast(kKMajor ? p + kk * kRows + i : p + i * ldp + kk);
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) sums[i][v].multiply_add(row, columns[v]);
+        for (int v = 0; v < kVectors; ++v) sums[i][v].multiply_add(row, columns[v]);
+      }
     }
   }
 #pragma GCC unroll 16
@@ -42,17 +46,18 @@ __attribute__((noinline)) static void multiply_panels(const typename Vector::Lan
 }
 
 // Chooses how many vectors wide the Q panel is.
-template <class Vector, int kRows, int kMaxVectors, bool kKMajor>
+template <class Vector, int kRows, int kMaxVectors, bool kKMajor, class Next>
 static inline void multiply_panels_of_width(int64_t vectors, const typename Vector::Lane* p, int64_t ldp,
                                             const typename Vector::Lane* q, int64_t k, typename Vector::Acc* d,
-                                            int64_t ldd, bool accumulate) {
+                                            int64_t ldd, bool accumulate, Next& next) {
   if constexpr (kMaxVectors > 1) {
     if (vectors < kMaxVectors) {
-      multiply_panels_of_width<Vector, kRows, kMaxVectors - 1, kKMajor>(vectors, p, ldp, q, k, d, ldd, accumulate);
+      multiply_panels_of_width<Vector, kRows, kMaxVectors - 1, kKMajor>(vectors, p, ldp, q, k, d, ldd, accumulate,
+                                                                        next);
       return;
     }
   }
-  multiply_panels<Vector, kRows, kMaxVectors, kKMajor>(p, ldp, q, k, d, ldd, accumulate);
+  multiply_panels<Vector, kRows, kMaxVectors, kKMajor>(p, ldp, q, k, d, ldd, accumulate, next);
 }
 
 template <class Accumulator>
@@ -72,7 +77,7 @@ static void transpose_block(const Accumulator* source, int64_t lds, int64_t sour
   }
 }
 
-template <class Vector, int kRowsOfP, int kVectorsOfQ, int kGroupColumns>
+template <class Vector, int kRowsOfP, int kVectorsOfQ, int kGroupColumns, bool kFetches = false>
 struct FloatEngine {
   using VectorType = Vector;
   using Packed = typename Vector::Lane;
@@ -86,7 +91,7 @@ struct FloatEngine {
   static constexpr int64_t kKBlockOfFewRows = kKBlock;
   static constexpr int64_t kSuper = 4 * kGroup;
   static constexpr int64_t kMChunk = 288 / kQ * kQ;
-  static constexpr bool kKMajorP = true;
+  static constexpr bool kKMajorP = true, kFetchesAhead = kFetches;
   // Up to how many rows FewRowsDriver is faster, and of how many it keeps the sums in registers.
   static constexpr int64_t kFewRows = 16;
   static constexpr int64_t kRowsAtOnce = Vector::kWidth == 16 ? 8 : 4;
@@ -126,14 +131,14 @@ struct FloatEngine {
     pack_q_panels_of_width<kQ>(source, outer0, outer, k0, k, padded_k, last_width, target, panel_size);
   }
 
-  template <bool>
+  template <bool, class Next>
   static void micro(bool k_major, const Packed* p, int64_t ldp, int64_t, const Packed* q, int64_t width, int64_t k,
-                    Acc* d, int64_t ldd, bool accumulate) {
+                    Acc* d, int64_t ldd, bool accumulate, Next& next) {
     const int64_t vectors = width / Vector::kWidth;
     if (k_major) {
-      multiply_panels_of_width<Vector, kRowsOfP, kVectorsOfQ, true>(vectors, p, ldp, q, k, d, ldd, accumulate);
+      multiply_panels_of_width<Vector, kRowsOfP, kVectorsOfQ, true>(vectors, p, ldp, q, k, d, ldd, accumulate, next);
     } else {
-      multiply_panels_of_width<Vector, kRowsOfP, kVectorsOfQ, false>(vectors, p, ldp, q, k, d, ldd, accumulate);
+      multiply_panels_of_width<Vector, kRowsOfP, kVectorsOfQ, false>(vectors, p, ldp, q, k, d, ldd, accumulate, next);
     }
   }
 
@@ -188,24 +193,25 @@ template <class Vector, int kRowsOfP, int kVectorsOfQ>
 struct PairEngine : PairPacking<kRowsOfP, kVectorsOfQ * Vector::kWidth> {
   static constexpr int64_t kP = kRowsOfP;
   static constexpr int64_t kQ = kVectorsOfQ * Vector::kWidth;
-  static constexpr int64_t kStep = 32;
+  static constexpr int64_t kStep = 32, kStepOfProducts = 2;
   static constexpr int64_t kGroup = kQ;
   static constexpr int64_t kKBlock = 1024;
   static constexpr int64_t kKBlockOfFewRows = kKBlock;
   static constexpr int64_t kSuper = 4 * kGroup;
   static constexpr int64_t kMChunk = 288 / kQ * kQ;
+  static constexpr bool kFetchesAhead = true;
 
   static void begin() {}
   static void end() {}
   static int64_t q_width(int64_t outer) { return round_up(outer, Vector::kWidth); }
 
-  template <bool>
+  template <bool, class Next>
   static void micro(bool, const bf16* p, int64_t ldp, int64_t, const bf16* q, int64_t width, int64_t k, float* d,
-                    int64_t ldd, bool accumulate) {
+                    int64_t ldd, bool accumulate, Next& next) {
     using Lane = typename Vector::Lane;
     multiply_panels_of_width<Vector, kRowsOfP, kVectorsOfQ, false>(
         width / Vector::kWidth, reinterpret_cast<const Lane*>(p), ldp / 2, reinterpret_cast<const Lane*>(q), k / 2, d,
-        ldd, accumulate);
+        ldd, accumulate, next);
   }
 };
 

@@ -34,10 +34,27 @@ static inline void load_run(const T* source, int64_t step, int64_t count, acc_t<
   }
 }
 
+// Rounds a run to T and stores it. An instruction set may have its own.
+template <class T>
+struct Rounded {
+  using A = acc_t<T>;
+  static void store(const A* __restrict source, T* __restrict target, int64_t count) {
+    for_each_in_blocks(count, [&](int64_t j) { target[j] = from_acc<T>(source[j]); });
+  }
+  // Past the caches, where that can be; finish_streams() must follow.
+  static void stream(const A* source, T* target, int64_t count) {
+    if constexpr (sizeof(T) == sizeof(float)) {
+      stream_run(source, target, count);
+    } else {
+      store(source, target, count);
+    }
+  }
+};
+
 template <class T>
 static inline void store_run(const acc_t<T>* __restrict source, T* __restrict target, int64_t step, int64_t count) {
   if (step == 1) {
-    for_each_in_blocks(count, [&](int64_t j) { target[j] = from_acc<T>(source[j]); });
+    Rounded<T>::store(source, target, count);
   } else {
     for (int64_t j = 0; j < count; ++j) target[j * step] = from_acc<T>(source[j]);
   }
@@ -48,23 +65,22 @@ static void store_block(const EpilogueParams& p, const EpilogueBlock<A>& block) 
   A bias[kMaxStoredColumns], sum[kMaxStoredColumns];
   if (p.bias) load_run(static_cast<const T*>(p.bias) + block.col0 * p.bias_stride, p.bias_stride, block.columns, bias);
   T* out = static_cast<T*>(p.out) + block.col0 * p.out_col_stride;
-  if constexpr (sizeof(T) == sizeof(float) && sizeof(A) == sizeof(float)) {
-    if (p.is_cold && !p.bias && p.out_col_stride == 1) {
-      for (int64_t i = 0; i < block.rows; ++i) {
-        stream_run(block.gate + i * block.ld, out + (block.row0 + i) * p.out_row_stride, block.columns);
-      }
-      finish_streams();
-      return;
-    }
-  }
+  // Parts of lines are no gain: each would be written to memory by itself.
+  const bool streams = p.is_cold && p.out_col_stride == 1 && block.columns * sizeof(T) % 64 == 0;
   for (int64_t i = 0; i < block.rows; ++i) {
     const A* c = block.gate + i * block.ld;
     if (p.bias) {
       for (int64_t j = 0; j < block.columns; ++j) sum[j] = c[j] + bias[j];
       c = sum;
     }
-    store_run(c, out + (block.row0 + i) * p.out_row_stride, p.out_col_stride, block.columns);
+    T* row = out + (block.row0 + i) * p.out_row_stride;
+    if (streams) {
+      Rounded<T>::stream(c, row, block.columns);
+    } else {
+      store_run(c, row, p.out_col_stride, block.columns);
+    }
   }
+  if (streams) finish_streams();
 }
 
 template <bool kAdds, class A>

@@ -11,6 +11,7 @@
 // order of every sum fixed.
 #pragma once
 
+#include "cpu/vectorized/ahead.h"
 #include "cpu/vectorized/epilogue.h"
 #include "cpu/vectorized/pack.h"
 
@@ -65,10 +66,19 @@ static int64_t gemm_row_chunk(const GemmJob& job) {
   return rows < kRowStep ? kRowStep : rows < Engine::kMChunk ? rows : Engine::kMChunk;
 }
 
+// How much of k a micro-kernel has to multiply: for some engines it need not be all that packing fills up.
+template <class Engine>
+static constexpr int64_t multiplied_k(int64_t k) {
+  if constexpr (requires { Engine::kStepOfProducts; }) return round_up(k, Engine::kStepOfProducts);
+  return round_up(k, Engine::kStep);
+}
+
 template <class T, class Engine>
 class GemmDriver {
   using Packed = typename Engine::Packed;
   using Acc = typename Engine::Acc;
+  static constexpr int64_t kSize = sizeof(T);
+  static constexpr bool kFetches = AheadOf<Engine>::kFetches;
 
  public:
   GemmDriver(const GemmJob& job, void* scratch)
@@ -135,14 +145,42 @@ class GemmDriver {
     return packed_a_ + row * (swapped_ ? plan_.padded_k : panel_stride<Engine>(plan_.padded_k));
   }
 
+  // A piece of B, to its end or as much as is packed at once.
+  struct Piece {
+    int64_t column, half, k0;
+  };
+
+  // Has `next` fetched while what comes before it is multiplied. Past the last column that is the next job's first.
+  void fetch_meanwhile(const Piece& next) {
+    if constexpr (kFetches) {
+      ahead_ = {};
+      if (b_.index || (!swapped_ && !b_.outer_contiguous())) return;
+      const bool is_here = next.column < job_.n;
+      const T* data =
+          is_here ? b_.at(next.column, next.k0) + next.half * job_.pair_offset : static_cast<const T*>(job_.next_b);
+      if (!data) return;
+      const int64_t k = left(job_.k, next.k0, plan_.k_block);
+      if (swapped_) {
+        ahead_ = {data, b_.outer_stride * kSize, Engine::kP, k * kSize};
+      } else {
+        const int64_t step = plan_.super_columns / halves_;
+        ahead_ = {data, b_.k_stride * kSize, k, (is_here ? left(job_.n, next.column, step) : step) * kSize};
+      }
+    }
+  }
+
   // One super block times one block of k, into c_.
   void multiply(int64_t n0, int64_t columns, int64_t k0, int64_t k) {
     for (int64_t half = 0; half < halves_; ++half) {
       Source<T> source = b_;
       source.data += half * job_.pair_offset;
+      const Piece next = half + 1 < halves_            ? Piece{n0, half + 1, k0}
+                         : k0 + plan_.k_block < job_.k ? Piece{n0, 0, k0 + plan_.k_block}
+                                                       : Piece{n0 + plan_.super_columns / halves_, 0, 0};
       if (swapped_) {
-        multiply_swapped(source, n0, columns, half, 0, k0, k);
+        multiply_swapped(source, n0, columns, half, 0, k0, k, next);
       } else {
+        fetch_meanwhile(next);
         multiply_natural(source, half, n0, columns, k0, k);
       }
     }
@@ -159,27 +197,37 @@ class GemmDriver {
     if constexpr (requires { Engine::kOrdersByOperand; }) {
       if (job_.operands_swapped) return Engine::template micro<!kPIsB>(arguments...);
     }
-    Engine::template micro<kPIsB>(arguments...);
+    if constexpr (requires { Engine::kFetchesAhead; }) {
+      Engine::template micro<kPIsB>(arguments..., ahead_);
+    } else {
+      Engine::template micro<kPIsB>(arguments...);
+    }
   }
 
   void multiply_panel(int64_t n0, int64_t j, int64_t columns, int64_t half) {
     Source<T> source = b_;
     source.data += half * job_.pair_offset;
-    for_k_blocks([&](int64_t k0, int64_t k) { multiply_swapped(source, n0, j + columns, half, j, k0, k); });
+    for_k_blocks([&](int64_t k0, int64_t k) {
+      const Piece next = k0 + plan_.k_block < job_.k ? Piece{n0 + j, half, k0 + plan_.k_block}
+                         : half + 1 < halves_        ? Piece{n0 + j, half + 1, 0}
+                                                     : Piece{n0 + j + columns, 0, 0};
+      multiply_swapped(source, n0, j + columns, half, j, k0, k, next);
+    });
   }
 
-  // Columns [first, columns) of the super block.
+  // Columns [first, columns) of the super block. `next` comes after them.
   void multiply_swapped(const Source<T>& source, int64_t n0, int64_t columns, int64_t half, int64_t first, int64_t k0,
-                        int64_t k) {
+                        int64_t k, const Piece& next) {
     const int64_t padded_k = round_up(k, Engine::kStep), ld = panel_stride<Engine>(padded_k);
     for (int64_t j = first; j < columns; j += Engine::kP) {
       const int64_t panel_columns = left(columns, j, Engine::kP);
       Engine::template pack_p<T>(source, n0 + j, panel_columns, k0, k, padded_k, packed_b_, ld, false);
+      fetch_meanwhile(j + Engine::kP < columns ? Piece{n0 + j + Engine::kP, half, k0} : next);
       Acc* c = c_ + c_column(half, j) * c_stride();
       for (int64_t i = 0; i < job_.m; i += Engine::kQ) {
         const int64_t q_width = Engine::q_width(left(job_.m, i, Engine::kQ));
-        micro<true>(false, packed_b_, ld, panel_columns, a_panel(i) + k0 * q_width, q_width, padded_k, c + i,
-                    c_stride(), k0 > 0);
+        micro<true>(false, packed_b_, ld, panel_columns, a_panel(i) + k0 * q_width, q_width, multiplied_k<Engine>(k),
+                    c + i, c_stride(), k0 > 0);
       }
     }
   }
@@ -203,7 +251,7 @@ class GemmDriver {
       Acc* c = c_ + c_column(half, j);
       for (int64_t i = 0; i < job_.m; i += Engine::kP) {
         micro<false>(a_k_major_, a_panel(i) + k0 * (a_k_major_ ? Engine::kP : 1), ld, left(job_.m, i, Engine::kP),
-                     panel, q_width, padded_k, c + i * c_stride(), c_stride(), k0 > 0);
+                     panel, q_width, multiplied_k<Engine>(k), c + i * c_stride(), c_stride(), k0 > 0);
       }
     }
   }
@@ -262,6 +310,7 @@ class GemmDriver {
   Packed* packed_b_;
   Acc* c_;
   Acc* block_;
+  typename AheadOf<Engine>::type ahead_;
 };
 
 template <class T, class Engine>

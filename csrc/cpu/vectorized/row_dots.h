@@ -1,26 +1,28 @@
 // A product of very few rows by a weight, each number of which is loaded once, straight from memory. Nothing is
-// transposed or split, so the weight is read as fast as memory delivers.
+// transposed or split, so the weight is read as fast as memory delivers, in the way that suits the processor.
 //
 // A sum has as many lanes as a vector: k goes to lane k % kWidth, and the lanes are added at the end. Along k they are
 // the lanes of a vector, along columns so many lines of sums; the bits are the same. It is another order than that of
 // the other loops: only for jobs that may let it depend on how many rows their expert has.
 #pragma once
 
+#include "cpu/isa.h"
 #include "cpu/vectorized/few_rows.h"
 #include "cpu/vectorized/gemm_driver.h"
 
 namespace moe::cpu::MOE_ISA {
 
-// For weights of T, which a FloatEngine of float32 widens.
-template <class T, class Engine>
+// Rows of an expert up to which dot products are taken.
+static constexpr int64_t kMostDotRows = 4;
+
+// For weights of T, which a FloatEngine of float32 widens. kRowsOfWeight of them are read side by side.
+template <class T, class Engine, int64_t kRowsOfWeight>
 class RowDots : public GemmDriver<T, Engine> {
   using Base = GemmDriver<T, Engine>;
   using Vector = typename Engine::VectorType;
   using Base::job_, Base::plan_, Base::b_, Base::halves_, Base::c_, Base::left;
 
  public:
-  static bool takes(const GemmJob& job) { return job.expert_rows > 0 && job.expert_rows <= kMostRows && !job.b.index; }
-
   RowDots(const GemmJob& job, void* scratch) : Base(job, scratch) {
     Base::swapped_ = false;
     Base::a_k_major_ = false;
@@ -48,12 +50,16 @@ class RowDots : public GemmDriver<T, Engine> {
   }
 
  private:
-  static constexpr int64_t kMostRows = 4;
-  static constexpr int64_t kStreams = 8;  // rows of the weight that are read side by side
-  static constexpr int64_t kAhead = 512 / sizeof(T);
+  static constexpr int64_t kMostRows = kMostDotRows, kStreams = kRowsOfWeight;
+  // A processor's own prefetcher keeps up with one row of a weight after the other where one row of A is multiplied;
+  // with more it needs help, from far enough ahead to cross the ends of pages.
+  static constexpr bool kIsOneStream = kStreams == 1;
+  static constexpr int64_t kAhead = (kIsOneStream ? 8192 : 512) / sizeof(T);
+  static constexpr int kLocality = kIsOneStream ? 2 : 3;
   static constexpr int64_t kRun = 512;  // of k: stays in the L1 cache while the rows pass by, some at a time
   static constexpr int64_t kWidth = Vector::kWidth;
-  static constexpr int kRowsAtOnce = kWidth == 16 ? 2 : 1;  // whose sums the registers hold
+  // Whose sums the registers hold.
+  static constexpr int kRowsAtOnce = kIsOneStream ? kMostRows : kWidth == 16 ? 2 : 1;
   static constexpr int64_t kLine = 64 / sizeof(T);
   static_assert(Engine::kGroup % kStreams == 0 && kRun % kLine == 0);
 
@@ -81,16 +87,11 @@ class RowDots : public GemmDriver<T, Engine> {
         runs[s] = b_.k_contiguous() ? streams[s] + k0 : copy(streams[s] + k0 * b_.k_stride, k, copies[s]);
       }
       for (int64_t i = 0; i < job_.m; i += kRowsAtOnce) {
-        const int64_t ldx = panel_stride<Engine>(plan_.padded_k);
-        const float* x = Base::a_panel(i) + k0;
-        if (job_.m - i >= kRowsAtOnce) {
-          add_products<kRowsAtOnce>(runs, x, ldx, k, sums + i);
-        } else {
-          add_products<1>(runs, x, ldx, k, sums + i);
-        }
+        add_products_of<kRowsAtOnce>(left(job_.m, i, kRowsAtOnce), runs, Base::a_panel(i) + k0,
+                                     panel_stride<Engine>(plan_.padded_k), k, sums + i);
       }
     }
-    if (next) fetch(next);
+    if (!kIsOneStream && next) fetch(next);
     for (int64_t i = 0; i < job_.m; ++i) {
       for (int64_t s = 0; s < kStreams; ++s) c[i * Base::c_stride() + s] = sum_of(sums[i].lanes[s]);
     }
@@ -138,32 +139,43 @@ class RowDots : public GemmDriver<T, Engine> {
     }
   }
 
+  template <int kMaxRows>
+  static void add_products_of(int64_t rows, const T* const* streams, const float* x, int64_t ldx, int64_t k,
+                              Sums* sums) {
+    if constexpr (kMaxRows > 1) {
+      if (rows < kMaxRows) return add_products_of<kMaxRows - 1>(rows, streams, x, ldx, k, sums);
+    }
+    add_products<kMaxRows>(streams, x, ldx, k, sums);
+  }
+
   template <int kRows>
   static void add_products(const T* const* streams, const float* x, int64_t ldx, int64_t k, Sums* sums) {
     Vector totals[kRows][kStreams];
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 8
       for (int s = 0; s < kStreams; ++s) totals[i][s] = Vector::load_sum(sums[i].lanes[s]);
     }
     int64_t kk = 0;
     for (; kk + kLine <= k; kk += kLine) {
+      if constexpr (!kIsOneStream || kRows > 1) {
 #pragma GCC unroll 8
-      for (int s = 0; s < kStreams; ++s) __builtin_prefetch(streams[s] + kk + kAhead);
+        for (int s = 0; s < kStreams; ++s) __builtin_prefetch(streams[s] + kk + kAhead, 0, kLocality);
+      }
 #pragma GCC unroll 4
       for (int64_t v = 0; v < kLine; v += kWidth) {
         Vector rows[kRows];
-#pragma GCC unroll 2
+#pragma GCC unroll 4
         for (int i = 0; i < kRows; ++i) rows[i] = Vector::load(x + i * ldx + kk + v);
 #pragma GCC unroll 8
         for (int s = 0; s < kStreams; ++s) {
           const Vector weight = Vector::load(streams[s] + kk + v);
-#pragma GCC unroll 2
+#pragma GCC unroll 4
           for (int i = 0; i < kRows; ++i) totals[i][s].multiply_add(rows[i], weight);
         }
       }
     }
-#pragma GCC unroll 2
+#pragma GCC unroll 4
     for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 8
       for (int s = 0; s < kStreams; ++s) totals[i][s].store_sum(sums[i].lanes[s]);
@@ -186,20 +198,32 @@ class RowDots : public GemmDriver<T, Engine> {
   }
 };
 
-// A kernel for T, but for the jobs that RowDots takes.
+static bool takes_row_dots(const GemmJob& job) {
+  return job.expert_rows > 0 && job.expert_rows <= kMostDotRows && !job.b.index;
+}
+
+template <class T, class Engine>
+static void run_row_dots(const GemmJob& job, void* scratch) {
+  if (reads_side_by_side()) {
+    RowDots<T, Engine, 8>(job, scratch).run();
+  } else {
+    RowDots<T, Engine, 1>(job, scratch).run();
+  }
+}
+
+// A kernel for T, but for jobs of very few rows.
 template <class T, class Engine, const GemmKernel& kKernel>
 static constexpr GemmKernel with_row_dots() {
-  using Dots = RowDots<T, Engine>;
   GemmKernel kernel = kKernel;
   kernel.run = [](const GemmJob& job, void* scratch) {
-    if (Dots::takes(job)) {
-      Dots(job, scratch).run();
+    if (takes_row_dots(job)) {
+      run_row_dots<T, Engine>(job, scratch);
     } else {
       kKernel.run(job, scratch);
     }
   };
   kernel.scratch_bytes = [](const GemmJob& job) {
-    return Dots::takes(job) ? gemm_scratch_bytes<Engine>(job) : kKernel.scratch_bytes(job);
+    return takes_row_dots(job) ? gemm_scratch_bytes<Engine>(job) : kKernel.scratch_bytes(job);
   };
   return kernel;
 }
@@ -207,7 +231,7 @@ static constexpr GemmKernel with_row_dots() {
 template <class T, class Engine>
 static constexpr GemmKernel kFloatGemm = float_gemm_kernel<T, Engine>();
 
-// float_gemm_kernel, but for the jobs that RowDots takes.
+// float_gemm_kernel, but for jobs of very few rows.
 template <class T, class Engine>
 static constexpr GemmKernel few_rows_kernel() {
   return with_row_dots<T, Engine, kFloatGemm<T, Engine>>();
