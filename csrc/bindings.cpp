@@ -123,7 +123,7 @@ PYBIND11_MODULE(_C, m) {
   m.def("set_cpu_isa", &set_cpu_isa, pybind11::arg("name"),
         "Uses another instruction set from now on, in all threads. Raises ValueError if it is not available.");
   m.def("cpu_reads_side_by_side", &moe::cpu::reads_side_by_side,
-        "Whether kernels read several rows of a weight side by side, as suits Intel's processors, or one after the "
+        "Whether kernels read several rows of a weight side by side, as suits Intel's cores, or one after the "
         "other.");
   m.def("set_cpu_reads_side_by_side", &moe::cpu::set_reads_side_by_side, pybind11::arg("side_by_side"),
         "Has kernels read that way from now on, in all threads. No result depends on it.");

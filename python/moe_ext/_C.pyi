@@ -16,7 +16,7 @@ def set_cpu_isa(name: str) -> None:
     """Uses another one of :func:`cpu_isas_available` from now on, in all threads."""
 
 def cpu_reads_side_by_side() -> bool:
-    """Whether kernels read several rows of a weight side by side, as suits Intel's processors, or one after the other."""
+    """Whether kernels read several rows of a weight side by side, as suits Intel's cores, or one after the other."""
 
 def set_cpu_reads_side_by_side(side_by_side: bool) -> None:
     """Has kernels read that way from now on, in all threads. No result depends on it."""

@@ -7,9 +7,26 @@
 
 namespace moe::cpu::MOE_ISA {
 
+struct EightFloats {
+  using Lane = float;
+  using Acc = float;
+  static constexpr int kWidth = 8;
+  __m256 value = _mm256_setzero_ps();
+
+  EightFloats() = default;
+  explicit EightFloats(__m256 v) : value(v) {}
+  static EightFloats load(const float* from) { return EightFloats(_mm256_loadu_ps(from)); }
+  static EightFloats load_sum(const float* from) { return load(from); }
+  static EightFloats broadcast(const float* from) { return EightFloats(_mm256_set1_ps(*from)); }
+  void multiply_add(const EightFloats& a, const EightFloats& b) { value = _mm256_fmadd_ps(a.value, b.value, value); }
+  void add(const EightFloats& other) { value += other.value; }
+  void store_sum(float* to) const { _mm256_storeu_ps(to, value); }
+};
+
 struct Avx512Vector {
   using Lane = float;
   using Acc = float;
+  using Half = EightFloats;
   static constexpr int kWidth = 16;
   __m512 value = _mm512_setzero_ps();
 

@@ -5,9 +5,20 @@
 
 namespace moe::cpu::MOE_ISA {
 
+struct EightPairs : EightFloats {
+  EightPairs() = default;
+  explicit EightPairs(const EightFloats& pairs) : EightFloats(pairs) {}
+  static EightPairs load(const float* from) { return EightPairs(EightFloats::load(from)); }
+  static EightPairs broadcast(const float* from) { return EightPairs(EightFloats::broadcast(from)); }
+  void multiply_add(const EightPairs& a, const EightPairs& b) {
+    value = _mm256_dpbf16_ps(value, (__m256bh)a.value, (__m256bh)b.value);
+  }
+};
+
 struct Bf16PairVector {
   using Lane = float;  // a pair, moved about as 32 bits
   using Acc = float;
+  using Half = EightPairs;
   static constexpr int kWidth = 16;
   __m512 value = _mm512_setzero_ps();
 

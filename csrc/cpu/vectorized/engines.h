@@ -9,29 +9,54 @@
 
 namespace moe::cpu::MOE_ISA {
 
+// Vectors half as wide, where there are any: with them, Q panels are filled up to fewer columns.
+template <class Vector>
+struct HalfOf {
+  static constexpr bool kExists = false;
+  using type = Vector;
+};
+template <class Vector>
+  requires(Vector::Half::kWidth * 2 == Vector::kWidth)
+struct HalfOf<Vector> {
+  static constexpr bool kExists = true;
+  using type = typename Vector::Half;
+};
+template <class Vector>
+static constexpr int64_t kColumnStep = HalfOf<Vector>::type::kWidth;
+
 // D[kRows, kVectors * kWidth] (+)= P[kRows, k] * Q[k, ...]. A block of k is summed from zero and then added to what is
 // there: the rounding error of one long chain of additions would grow with its length.
 //
+// kHalf: and half a vector of columns more.
+//
 // A function of its own, and unrolled: inlined, the rows' addresses would not stay in registers.
-template <class Vector, int kRows, int kVectors, bool kKMajor, class Next>
+template <class Vector, int kRows, int kVectors, bool kHalf, bool kKMajor, class Next>
 __attribute__((noinline)) static void multiply_panels(const typename Vector::Lane* p, int64_t ldp,
                                                       const typename Vector::Lane* q, int64_t k,
                                                       typename Vector::Acc* d, int64_t ldd, bool accumulate,
                                                       Next& next) {
-  constexpr int kWidth = Vector::kWidth;
-  Vector sums[kRows][kVectors];
+  using Half = typename HalfOf<Vector>::type;
+  constexpr int kWidth = Vector::kWidth, kWhole = kVectors * kWidth, kColumns = kWhole + (kHalf ? kWidth / 2 : 0);
+  Vector sums[kRows][kVectors > 0 ? kVectors : 1];
+  Half half_sums[kRows];
   for (int64_t k0 = 0, end; k0 < k; k0 = end) {
     end = next.fetch(k0, k);
 #pragma GCC unroll 4
     for (int64_t kk = k0; kk < end; ++kk) {
-      Vector columns[kVectors];
+      Vector columns[kVectors > 0 ? kVectors : 1];
+      Half half;
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) columns[v] = Vector::load(q + kk * kVectors * kWidth + v * kWidth);
+      for (int v = 0; v < kVectors; ++v) columns[v] = Vector::load(q + kk * kColumns + v * kWidth);
+      if constexpr (kHalf) half = Half::load(q + kk * kColumns + kWhole);
 #pragma GCC unroll 16
       for (int i = 0; i < kRows; ++i) {
-        const Vector row = Vector::broadcast(kKMajor ? p + kk * kRows + i : p + i * ldp + kk);
+        const typename Vector::Lane* row = kKMajor ? p + kk * kRows + i : p + i * ldp + kk;
+        if constexpr (kVectors > 0) {
+          const Vector whole = Vector::broadcast(row);
 #pragma GCC unroll 4
-        for (int v = 0; v < kVectors; ++v) sums[i][v].multiply_add(row, columns[v]);
+          for (int v = 0; v < kVectors; ++v) sums[i][v].multiply_add(whole, columns[v]);
+        }
+        if constexpr (kHalf) half_sums[i].multiply_add(Half::broadcast(row), half);
       }
     }
   }
@@ -42,22 +67,33 @@ __attribute__((noinline)) static void multiply_panels(const typename Vector::Lan
       if (accumulate) sums[i][v].add(Vector::load_sum(d + i * ldd + v * kWidth));
       sums[i][v].store_sum(d + i * ldd + v * kWidth);
     }
+    if constexpr (kHalf) {
+      if (accumulate) half_sums[i].add(Half::load_sum(d + i * ldd + kWhole));
+      half_sums[i].store_sum(d + i * ldd + kWhole);
+    }
   }
 }
 
 // Chooses how many vectors wide the Q panel is.
 template <class Vector, int kRows, int kMaxVectors, bool kKMajor, class Next>
-static inline void multiply_panels_of_width(int64_t vectors, const typename Vector::Lane* p, int64_t ldp,
+static inline void multiply_panels_of_width(int64_t width, const typename Vector::Lane* p, int64_t ldp,
                                             const typename Vector::Lane* q, int64_t k, typename Vector::Acc* d,
                                             int64_t ldd, bool accumulate, Next& next) {
-  if constexpr (kMaxVectors > 1) {
-    if (vectors < kMaxVectors) {
-      multiply_panels_of_width<Vector, kRows, kMaxVectors - 1, kKMajor>(vectors, p, ldp, q, k, d, ldd, accumulate,
-                                                                        next);
+  if constexpr (kMaxVectors > 0) {
+    if (width >= kMaxVectors * Vector::kWidth) {
+      if constexpr (HalfOf<Vector>::kExists) {
+        if (width > kMaxVectors * Vector::kWidth) {
+          multiply_panels<Vector, kRows, kMaxVectors, true, kKMajor>(p, ldp, q, k, d, ldd, accumulate, next);
+          return;
+        }
+      }
+      multiply_panels<Vector, kRows, kMaxVectors, false, kKMajor>(p, ldp, q, k, d, ldd, accumulate, next);
       return;
     }
+    multiply_panels_of_width<Vector, kRows, kMaxVectors - 1, kKMajor>(width, p, ldp, q, k, d, ldd, accumulate, next);
+  } else if constexpr (HalfOf<Vector>::kExists) {
+    multiply_panels<Vector, kRows, 0, true, kKMajor>(p, ldp, q, k, d, ldd, accumulate, next);
   }
-  multiply_panels<Vector, kRows, kMaxVectors, kKMajor>(p, ldp, q, k, d, ldd, accumulate, next);
 }
 
 template <class Accumulator>
@@ -101,7 +137,7 @@ struct FloatEngine {
 
   static void begin() {}
   static void end() {}
-  static int64_t q_width(int64_t outer) { return round_up(outer, sizeof(Acc) == 4 ? 16 : Vector::kWidth); }
+  static int64_t q_width(int64_t outer) { return round_up(outer, kColumnStep<Vector>); }
 
   template <class T>
   static void pack_p(const Source<T>& source, int64_t outer0, int64_t outer, int64_t k0, int64_t k, int64_t padded_k,
@@ -134,11 +170,10 @@ struct FloatEngine {
   template <bool, class Next>
   static void micro(bool k_major, const Packed* p, int64_t ldp, int64_t, const Packed* q, int64_t width, int64_t k,
                     Acc* d, int64_t ldd, bool accumulate, Next& next) {
-    const int64_t vectors = width / Vector::kWidth;
     if (k_major) {
-      multiply_panels_of_width<Vector, kRowsOfP, kVectorsOfQ, true>(vectors, p, ldp, q, k, d, ldd, accumulate, next);
+      multiply_panels_of_width<Vector, kRowsOfP, kVectorsOfQ, true>(width, p, ldp, q, k, d, ldd, accumulate, next);
     } else {
-      multiply_panels_of_width<Vector, kRowsOfP, kVectorsOfQ, false>(vectors, p, ldp, q, k, d, ldd, accumulate, next);
+      multiply_panels_of_width<Vector, kRowsOfP, kVectorsOfQ, false>(width, p, ldp, q, k, d, ldd, accumulate, next);
     }
   }
 
@@ -203,15 +238,15 @@ struct PairEngine : PairPacking<kRowsOfP, kVectorsOfQ * Vector::kWidth> {
 
   static void begin() {}
   static void end() {}
-  static int64_t q_width(int64_t outer) { return round_up(outer, Vector::kWidth); }
+  static int64_t q_width(int64_t outer) { return round_up(outer, kColumnStep<Vector>); }
 
   template <bool, class Next>
   static void micro(bool, const bf16* p, int64_t ldp, int64_t, const bf16* q, int64_t width, int64_t k, float* d,
                     int64_t ldd, bool accumulate, Next& next) {
     using Lane = typename Vector::Lane;
-    multiply_panels_of_width<Vector, kRowsOfP, kVectorsOfQ, false>(
-        width / Vector::kWidth, reinterpret_cast<const Lane*>(p), ldp / 2, reinterpret_cast<const Lane*>(q), k / 2, d,
-        ldd, accumulate, next);
+    multiply_panels_of_width<Vector, kRowsOfP, kVectorsOfQ, false>(width, reinterpret_cast<const Lane*>(p), ldp / 2,
+                                                                   reinterpret_cast<const Lane*>(q), k / 2, d, ldd,
+                                                                   accumulate, next);
   }
 };
 

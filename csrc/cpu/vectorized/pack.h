@@ -8,6 +8,7 @@
 #include <cstring>
 
 #include "cpu/gemm.h"
+#include "cpu/isa.h"
 #include "cpu/vectorized/numeric.h"
 
 namespace moe::cpu::MOE_ISA {
@@ -87,7 +88,7 @@ static void pack_row_major(const Source<T>& source, int64_t outer0, int64_t oute
                            int64_t k, int64_t padded_k, Packed* target, int64_t ld) {
   int64_t first = 0;
   if constexpr (sizeof(T) == sizeof(Packed)) {
-    if (source.k_contiguous() && k * sizeof(T) % 64 == 0 && k == padded_k) {
+    if (reads_side_by_side() && source.k_contiguous() && k * sizeof(T) % 64 == 0 && k == padded_k) {
       for (; first + kStreams <= outer; first += kStreams) {
         const char* rows[kStreams];
         for (int64_t r = 0; r < kStreams; ++r) {
@@ -124,11 +125,26 @@ static void pack_k_major(const Source<T>& source, int64_t outer0, int64_t outer,
   }
 }
 
+// Sixteen rows of 16 lanes into 16 columns of `run` rows, or as many as a panel of that width has left at column j0.
+static inline void transpose_into_panel(const float* const* rows, int64_t run, int64_t j0, int64_t width,
+                                        float* target) {
+  if (run == 16 && width - j0 >= 16) {
+    transpose16_rows(rows, target + j0, width);
+    return;
+  }
+  alignas(64) float transposed[16 * 16];
+  transpose16_rows(rows, transposed, 16);
+  const int64_t columns = width - j0 < 16 ? width - j0 : 16;
+  for (int64_t r = 0; r < run; ++r) memcpy(target + r * width + j0, transposed + r * 16, columns * sizeof(float));
+}
+
 // The transpose of 16 rows of 16 floats at a time: a Q panel of float32 from rows that are contiguous along k.
 template <class T>
 static void pack_q_from_rows(const Source<T>& source, int64_t outer0, int64_t outer, int64_t k0, int64_t k,
                              int64_t width, float* target) {
   float tile[16 * 16];
+  const float* lines[16];
+  for (int64_t j = 0; j < 16; ++j) lines[j] = tile + j * 16;
   for (int64_t j0 = 0; j0 < width; j0 += 16) {
     const T* rows[16];
     for (int64_t j = 0; j < 16; ++j) rows[j] = j0 + j < outer ? source.at(outer0 + j0 + j, k0) : nullptr;
@@ -145,15 +161,7 @@ static void pack_q_from_rows(const Source<T>& source, int64_t outer0, int64_t ou
           convert_run(rows[j] + kk, row, run);
         }
       }
-      if (run == 16) {
-        transpose16(tile, 16, target + kk * width + j0, width);
-      } else {
-        float transposed[16 * 16];
-        transpose16(tile, 16, transposed, 16);
-        for (int64_t r = 0; r < run; ++r) {
-          memcpy(target + (kk + r) * width + j0, transposed + r * 16, sizeof(float) * 16);
-        }
-      }
+      transpose_into_panel(lines, run, j0, width, target + kk * width);
     }
   }
 }
@@ -171,20 +179,14 @@ static inline void pack_pairs_from_rows(const Source<bf16>& source, int64_t oute
     }
     for (int64_t kk = 0; kk < padded_k; kk += 32) {
       const int64_t run = k - kk < 32 ? k - kk : 32;
-      bf16* out = target + kk * width + j0 * 2;
-      if (full && run == 32) {
-        const float* pointers[16];
-        for (int64_t j = 0; j < 16; ++j) pointers[j] = reinterpret_cast<const float*>(rows[j] + kk);
-        transpose16_rows(pointers, reinterpret_cast<float*>(out), width);
-        continue;
+      const bool whole = full && run == 32;
+      const float* lines[16];
+      if (!whole) memset(tile, 0, sizeof(tile));
+      for (int64_t j = 0; j < 16; ++j) {
+        if (!whole && rows[j] && run > 0) memcpy(tile + j * 32, rows[j] + kk, run * sizeof(bf16));
+        lines[j] = reinterpret_cast<const float*>(whole ? rows[j] + kk : tile + j * 32);
       }
-      memset(tile, 0, sizeof(tile));
-      if (run > 0) {
-        for (int64_t j = 0; j < 16; ++j) {
-          if (rows[j]) memcpy(tile + j * 32, rows[j] + kk, run * sizeof(bf16));
-        }
-      }
-      transpose16(reinterpret_cast<const float*>(tile), 16, reinterpret_cast<float*>(out), width);
+      transpose_into_panel(lines, 16, j0, width, reinterpret_cast<float*>(target + kk * width));
     }
   }
 }
